@@ -1,0 +1,1 @@
+"""Terafleet turns a fleet of parked electric cars into an AI cloud."""

@@ -1,0 +1,1 @@
+"""The vehicle agent: the program in the car."""

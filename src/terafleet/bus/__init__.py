@@ -1,0 +1,1 @@
+"""The port for messages and its adapters; knows no message of ours."""

@@ -1,0 +1,253 @@
+"""Everything that can happen to the fleet; facts in the past tense, each with its time.
+
+`at_ms` is the shell's clock: milliseconds since 1970 that never run backwards.
+"""
+
+import msgspec
+
+from terafleet.core.capability import Capability, ModelNeeds
+from terafleet.core.ids import (
+    BatchId,
+    CustomerId,
+    Epoch,
+    LeaseId,
+    ModelId,
+    RequestId,
+    VehicleId,
+    WorkUnitId,
+)
+from terafleet.core.reasons import Failure, LeaseEnding, Refusal
+from terafleet.core.settings import FleetSettings
+
+SCHEMA = 1
+"""The number of this vocabulary; a journal of another number is not replayed."""
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
+    """What all events have."""
+
+    at_ms: int
+
+
+class TimeAdvanced(Event, frozen=True):
+    """A deadline of the machine has come."""
+
+
+class ShardStarted(Event, frozen=True):
+    """The control plane is up, with these settings; every vehicle counts as heard now."""
+
+    settings: FleetSettings
+
+
+class VehicleEnrolled(Event, frozen=True):
+    """A car has joined the fleet for the first time."""
+
+    vehicle_id: VehicleId
+    name: str
+    request_id: RequestId
+
+
+class VehicleRemoved(Event, frozen=True):
+    """The operator or the owner has taken a car out of the fleet for good."""
+
+    vehicle_id: VehicleId
+    request_id: RequestId
+
+
+class HeldLease(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A lease that a connecting agent still holds, and its attempts not yet handed in."""
+
+    lease_id: LeaseId
+    unit_ids: tuple[WorkUnitId, ...]
+
+
+class VehicleConnected(Event, frozen=True):
+    """An agent has said hello; a new epoch begins. `boot_id` names the agent's process."""
+
+    vehicle_id: VehicleId
+    boot_id: str
+    capability: Capability
+    refusals: tuple[Refusal, ...]
+    held: tuple[HeldLease, ...]
+
+
+class CapabilityChanged(Event, frozen=True):
+    """A car can run something else than before (a model has come to its disk, say)."""
+
+    vehicle_id: VehicleId
+    epoch: Epoch
+    capability: Capability
+
+
+class PermitChanged(Event, frozen=True):
+    """A guard has changed its answer; no refusals is a permit."""
+
+    vehicle_id: VehicleId
+    epoch: Epoch
+    refusals: tuple[Refusal, ...]
+
+
+class VehicleSilent(Event, frozen=True):
+    """Nothing has come from an epoch since `heard_ms` for longer than it may be silent."""
+
+    vehicle_id: VehicleId
+    epoch: Epoch
+    heard_ms: int
+
+
+class VehicleHeard(Event, frozen=True):
+    """A silent epoch speaks again."""
+
+    vehicle_id: VehicleId
+    epoch: Epoch
+
+
+class VehicleLeft(Event, frozen=True):
+    """An agent has said goodbye: it stopped cleanly and holds nothing."""
+
+    vehicle_id: VehicleId
+    epoch: Epoch
+
+
+class VehicleDrained(Event, frozen=True):
+    """The operator wants nothing new granted to a car, or (`is_draining` false) wants it back."""
+
+    vehicle_id: VehicleId
+    is_draining: bool
+    request_id: RequestId
+
+
+class ModelAdded(Event, frozen=True):
+    """The catalogue has a model; adding it again changes nothing."""
+
+    needs: ModelNeeds
+    request_id: RequestId
+
+
+class ModelRemoved(Event, frozen=True):
+    """The catalogue has a model no longer; accepted work on it goes on."""
+
+    model_id: ModelId
+    request_id: RequestId
+
+
+class BatchCreated(Event, frozen=True):
+    """A customer wants a batch; its lines have been looked at, its units not yet cut."""
+
+    batch_id: BatchId
+    customer_id: CustomerId
+    endpoint: str
+    model_ids: tuple[ModelId, ...]
+    requests: int
+    window_ms: int
+    input_file_id: str
+    metadata: bytes
+    request_id: RequestId
+
+
+class UnitSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A cut work unit: `requests` lines, `cost` in predicted tokens, and where its input is."""
+
+    model_id: ModelId
+    requests: int
+    cost: int
+    offset: int
+    length: int
+    digest: bytes
+
+
+class BatchSubmitted(Event, frozen=True):
+    """A batch's units are cut and stored; `requests_failed` lines could not be taken."""
+
+    batch_id: BatchId
+    units: tuple[UnitSpec, ...]
+    requests_failed: int
+    request_id: RequestId
+
+
+class BatchRejected(Event, frozen=True):
+    """A batch's file has turned out not to be usable; `errors` is the API's own list, as JSON."""
+
+    batch_id: BatchId
+    errors: bytes
+    request_id: RequestId
+
+
+class BatchCancelled(Event, frozen=True):
+    """The customer wants no more of a batch."""
+
+    batch_id: BatchId
+    customer_id: CustomerId
+    request_id: RequestId
+
+
+class BatchAssembled(Event, frozen=True):
+    """The gateway has written a batch's files."""
+
+    batch_id: BatchId
+    output_file_id: str
+    error_file_id: str
+    request_id: RequestId
+
+
+class AttemptReturned(Event, frozen=True):
+    """A car handed in an output; it lies stored under `ids.output_name`."""
+
+    vehicle_id: VehicleId
+    epoch: Epoch
+    lease_id: LeaseId
+    unit_id: WorkUnitId
+    answers: int
+    answers_failed: int
+    prompt_tokens: int
+    completion_tokens: int
+    energy_mwh: int
+    runtime_ms: int
+
+
+class AttemptFailed(Event, frozen=True):
+    """A car tried a unit and could not do it."""
+
+    vehicle_id: VehicleId
+    epoch: Epoch
+    lease_id: LeaseId
+    unit_id: WorkUnitId
+    failure: Failure
+    detail: str
+    energy_mwh: int
+
+
+class LeaseReleased(Event, frozen=True):
+    """A car gave a lease back with work left; `energy_mwh` went into what is lost."""
+
+    vehicle_id: VehicleId
+    epoch: Epoch
+    lease_id: LeaseId
+    ending: LeaseEnding
+    detail: str
+    energy_mwh: int
+
+
+FleetEvent = (
+    TimeAdvanced
+    | ShardStarted
+    | VehicleEnrolled
+    | VehicleRemoved
+    | VehicleConnected
+    | CapabilityChanged
+    | PermitChanged
+    | VehicleSilent
+    | VehicleHeard
+    | VehicleLeft
+    | VehicleDrained
+    | ModelAdded
+    | ModelRemoved
+    | BatchCreated
+    | BatchSubmitted
+    | BatchRejected
+    | BatchCancelled
+    | BatchAssembled
+    | AttemptReturned
+    | AttemptFailed
+    | LeaseReleased
+)

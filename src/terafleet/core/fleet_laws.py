@@ -1,0 +1,89 @@
+"""What must always hold in the fleet's machine; checked in tests and simulations."""
+
+from collections import Counter
+
+from terafleet.core.fleet_state import FleetState
+from terafleet.core.records import NOT_READY
+from terafleet.core.work import BATCH_ENDS, UnitState
+
+
+def check(state: FleetState) -> None:
+    """Assert every law."""
+    _check_leases(state)
+    _check_units(state)
+    _check_batches(state)
+    _check_vehicles(state)
+
+
+def _check_leases(state: FleetState) -> None:
+    """No slot has two leases; every lease is its car's, and each of its units runs under it."""
+    for lease in state.leases.values():
+        vehicle = state.vehicles[lease.vehicle_id]
+        assert lease.lease_id in vehicle.leases
+        assert vehicle.epoch != 0, "a car that is offline holds a lease"
+        assert lease.unit_ids, "a lease without work stands"
+        assert len(set(lease.unit_ids)) == len(lease.unit_ids)
+        for unit_id in lease.unit_ids:
+            unit = state.units[unit_id]
+            assert unit.state is UnitState.RUNNING
+            assert unit.lease_id == lease.lease_id
+            assert unit.batch_id == lease.batch_id
+    held = sum(len(vehicle.leases) for vehicle in state.vehicles.values())
+    assert held == len(state.leases)
+
+
+def _check_units(state: FleetState) -> None:
+    """Every accepted unit is in exactly one state, and where that state says it is."""
+    running = Counter(unit_id for lease in state.leases.values() for unit_id in lease.unit_ids)
+    waiting: Counter[int] = Counter()
+    for shape in state.index.shapes.values():
+        requeued, others = shape.in_order()
+        queued = [*requeued, *others]
+        waiting.update(unit.unit_id for unit in queued)
+        assert shape.waiting_units == len(queued)
+        assert shape.waiting_cost == sum(unit.cost for unit in queued)
+    for unit in state.units.values():
+        assert waiting[unit.unit_id] == (unit.state is UnitState.WAITING)
+        assert running[unit.unit_id] == (unit.state is UnitState.RUNNING)
+        assert (unit.lease_id != 0) == (unit.state in (UnitState.RUNNING, UnitState.SUCCEEDED))
+    assert len(waiting) + len(running) <= len(state.units)
+
+
+def _check_batches(state: FleetState) -> None:
+    """A batch's counts are those of its units; every request is answered at most once."""
+    owned = 0
+    for batch in state.batches.values():
+        assert batch.state not in BATCH_ENDS
+        units = [state.units[unit_id] for unit_id in batch.unit_ids()]
+        owned += len(units)
+        is_open = (UnitState.WAITING, UnitState.RUNNING, UnitState.VERIFYING)
+        assert batch.units_open == sum(unit.state in is_open for unit in units)
+        assert batch.units_running == sum(unit.state is UnitState.RUNNING for unit in units)
+        assert set(batch.losses) == {
+            unit.unit_id for unit in units if unit.state in (UnitState.FAILED, UnitState.CANCELLED)
+        }
+        assert batch.requests_completed + batch.requests_failed <= batch.requests
+    assert owned == len(state.units)
+
+
+def _check_vehicles(state: FleetState) -> None:
+    """The index knows every ready car once, and no other; counts are those of the cars."""
+    ready: Counter[str] = Counter()
+    for kind, group in state.index.groups.items():
+        for level, members in enumerate(group.ready):
+            ready.update(list(members))
+            for vehicle_id in members:
+                vehicle = state.vehicles[vehicle_id]
+                assert vehicle.ready_level == level
+                assert state.group_of[vehicle_id] is group
+                assert vehicle.is_ready()
+        cars = [
+            one for one in state.vehicles.values() if state.group_of.get(one.vehicle_id) is group
+        ]
+        assert group.known == len(cars), kind
+        assert group.online == sum(one.epoch != 0 and not one.is_silent for one in cars)
+    for vehicle in state.vehicles.values():
+        assert ready[vehicle.vehicle_id] == (vehicle.ready_level != NOT_READY)
+        slots = vehicle.capability.slots if vehicle.capability else 0
+        assert len(vehicle.leases) <= slots, "a slot has two leases"
+    assert state.ready_vehicles == sum(ready.values())

@@ -1,0 +1,257 @@
+"""The fleet's memory and the small steps that every handler takes on it."""
+
+from collections.abc import Iterable
+
+from terafleet.core.admission import waiting_reason
+from terafleet.core.capability import ModelNeeds, capability_class
+from terafleet.core.deadlines import DeadlineKind, Deadlines
+from terafleet.core.effects import AnswerRequest, FleetEffect, RecordBatch
+from terafleet.core.ids import (
+    BatchId,
+    Epoch,
+    LeaseId,
+    ModelId,
+    RequestId,
+    VehicleId,
+    WorkUnitId,
+)
+from terafleet.core.matchmaking import LEVELS, MatchmakingIndex, Shape, VehicleGroup
+from terafleet.core.reasons import Refused, Waiting
+from terafleet.core.records import (
+    NOT_READY,
+    BatchRecord,
+    LeaseRecord,
+    UnitRecord,
+    VehicleRecord,
+)
+from terafleet.core.settings import FleetSettings
+from terafleet.core.work import BATCH_ENDS, BatchState, UnitState
+
+
+class FleetState:
+    """Everything the fleet knows. Only handlers of `Fleet` change it."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0
+        self.settings = FleetSettings()
+        self.next_epoch = Epoch(1)
+        self.next_lease_id = LeaseId(1)
+        self.next_unit_id = WorkUnitId(1)
+        self.models: dict[ModelId, ModelNeeds] = {}
+        self.vehicles: dict[VehicleId, VehicleRecord] = {}
+        self.leases: dict[LeaseId, LeaseRecord] = {}
+        self.units: dict[WorkUnitId, UnitRecord] = {}
+        self.batches: dict[BatchId, BatchRecord] = {}
+        self.deadlines = Deadlines()
+        self.index = MatchmakingIndex()
+        self.group_of: dict[VehicleId, VehicleGroup] = {}
+        self.counted: dict[VehicleId, tuple[bool, bool, int]] = {}
+        self.quarantined: dict[VehicleId, None] = {}
+        self.ready_vehicles = 0
+        self.touched: dict[BatchId, None] = {}
+        self.stalled: dict[BatchId, None] = {}
+        self.effects: list[FleetEffect] = []
+
+    def answer(
+        self, request_id: RequestId, refused: Refused | None = None, detail: str = ""
+    ) -> None:
+        """Answer a question, if one was asked."""
+        if request_id:
+            self.effects.append(AnswerRequest(request_id, refused, detail))
+
+    # Vehicles in the index.
+
+    def regroup(self, vehicle: VehicleRecord) -> None:
+        """A car's capability has changed, or is known for the first time."""
+        self.ungroup(vehicle)
+        if vehicle.capability is not None:
+            group = self.index.group(capability_class(vehicle.capability))
+            group.known += 1
+            self.group_of[vehicle.vehicle_id] = group
+            self.recount(vehicle)
+
+    def ungroup(self, vehicle: VehicleRecord) -> None:
+        """Take a car out of the index."""
+        group = self.group_of.pop(vehicle.vehicle_id, None)
+        if group is None:
+            return
+        self._leave_ready(vehicle, group)
+        self._discount(vehicle, group)
+        group.known -= 1
+
+    def recount(self, vehicle: VehicleRecord) -> None:
+        """A car has come, gone, or changed its mind: bring its group's counts in line."""
+        group = self.group_of.get(vehicle.vehicle_id)
+        if group is None:
+            return
+        self._discount(vehicle, group)
+        is_online = vehicle.epoch != 0 and not vehicle.is_silent
+        is_permitting = is_online and not vehicle.refusals and not vehicle.is_draining
+        slots = vehicle.capability.slots if is_permitting and vehicle.capability else 0
+        self.counted[vehicle.vehicle_id] = (is_online, is_permitting, slots)
+        group.online += is_online
+        group.permitting += is_permitting
+        group.slots_online += slots
+        self.refresh(vehicle)
+        self.touched.update(self.stalled)
+
+    def _discount(self, vehicle: VehicleRecord, group: VehicleGroup) -> None:
+        was_online, was_permitting, slots = self.counted.pop(vehicle.vehicle_id, (False, False, 0))
+        group.online -= was_online
+        group.permitting -= was_permitting
+        group.slots_online -= slots
+
+    def refresh(self, vehicle: VehicleRecord) -> None:
+        """Put a car where it belongs among the ready ones, or out of them."""
+        level = NOT_READY
+        if vehicle.is_ready() and vehicle.quarantined_until_ms <= self.now_ms:
+            level = min(len(vehicle.leases), LEVELS - 1)
+        if level == vehicle.ready_level:
+            return
+        group = self.group_of[vehicle.vehicle_id]
+        self._leave_ready(vehicle, group)
+        if level != NOT_READY:
+            group.ready[level][vehicle.vehicle_id] = None
+            vehicle.ready_level = level
+            self.ready_vehicles += 1
+
+    def take_ready(self, group: VehicleGroup) -> VehicleRecord | None:
+        """Take the car to grant to next out of the ready ones."""
+        vehicle_id = group.take()
+        if vehicle_id is None:
+            return None
+        vehicle = self.vehicles[vehicle_id]
+        vehicle.ready_level = NOT_READY
+        self.ready_vehicles -= 1
+        return vehicle
+
+    def _leave_ready(self, vehicle: VehicleRecord, group: VehicleGroup) -> None:
+        if vehicle.ready_level != NOT_READY:
+            del group.ready[vehicle.ready_level][vehicle.vehicle_id]
+            vehicle.ready_level = NOT_READY
+            self.ready_vehicles -= 1
+
+    def quarantine(self, vehicle: VehicleRecord) -> None:
+        """Give a car nothing for a while, the longer the more it failed in a row."""
+        settings = self.settings
+        excess = vehicle.failures_in_row - settings.quarantine_failures
+        if excess < 0:
+            return
+        pause_ms = min(settings.quarantine_ms << min(excess, 20), settings.quarantine_ms_max)
+        vehicle.quarantined_until_ms = self.now_ms + pause_ms
+        self.quarantined[vehicle.vehicle_id] = None
+        until_ms = vehicle.quarantined_until_ms
+        self.deadlines.add(until_ms, DeadlineKind.QUARANTINE, vehicle.vehicle_id)
+
+    def pardon(self, vehicle: VehicleRecord) -> None:
+        """A car has done well, or was not to blame."""
+        vehicle.failures_in_row = 0
+        vehicle.quarantined_until_ms = 0
+        self.quarantined.pop(vehicle.vehicle_id, None)
+
+    # Leases and units.
+
+    def close_lease(self, lease: LeaseRecord) -> VehicleRecord:
+        """A lease is over; its slot is free."""
+        del self.leases[lease.lease_id]
+        self.deadlines.forget_lease(lease.lease_id, lease.overdue_ms)
+        vehicle = self.vehicles[lease.vehicle_id]
+        del vehicle.leases[lease.lease_id]
+        self.refresh(vehicle)
+        return vehicle
+
+    def lose_lease(self, lease: LeaseRecord, reason: str, until_ms: int) -> VehicleRecord:
+        """A lease ended with work left: its units wait again; one attempt of it was running."""
+        vehicle = self.close_lease(lease)
+        if lease.unit_ids:
+            self.count_loss(vehicle, reason, until_ms - lease.progress_ms)
+        for unit_id in lease.unit_ids:
+            self.requeue(self.units[unit_id])
+        return vehicle
+
+    def count_loss(self, vehicle: VehicleRecord, reason: str, lost_ms: int) -> None:
+        """One attempt of a car came to nothing, after so much time."""
+        vehicle.attempts_lost[reason] = vehicle.attempts_lost.get(reason, 0) + 1
+        vehicle.lost_ms += max(0, lost_ms)
+
+    def requeue(self, unit: UnitRecord) -> None:
+        """The unit of a lost attempt waits again, before what never ran."""
+        unit.state = UnitState.WAITING
+        unit.lease_id = LeaseId(0)
+        self.batches[unit.batch_id].units_running -= 1
+        self.index.shapes[unit.model_id].add(unit, is_requeued=True)
+        self.touched[unit.batch_id] = None
+
+    def shape_of(self, unit: UnitRecord) -> Shape:
+        """The shape that a unit waits in."""
+        return self.index.shapes[unit.model_id]
+
+    # What a customer reads.
+
+    def record_touched(self) -> None:
+        """Write the batches that have changed."""
+        for batch_id in self.touched:
+            batch = self.batches.get(batch_id)
+            if batch is not None:
+                waiting = self.waiting_reason(batch)
+                if waiting is None:
+                    self.stalled.pop(batch_id, None)
+                else:
+                    self.stalled[batch_id] = None
+                self.effects.append(record_of(batch, waiting))
+        self.touched.clear()
+
+    def record_now(self, batch: BatchRecord) -> None:
+        """Write a batch for the last time."""
+        self.effects.append(record_of(batch, None))
+        self.touched.pop(batch.batch_id, None)
+        self.stalled.pop(batch.batch_id, None)
+
+    def waiting_reason(self, batch: BatchRecord) -> Waiting | None:
+        """Why none of a batch's units runs, or None while some do."""
+        if batch.state is not BatchState.IN_PROGRESS or batch.units_running:
+            return None
+        groups = self._groups_for(batch.model_ids)
+        return waiting_reason(
+            sum(group.online for group in groups),
+            sum(group.permitting for group in groups),
+            len(self.quarantined),
+        )
+
+    def _groups_for(self, model_ids: Iterable[ModelId]) -> list[VehicleGroup]:
+        found: dict[int, VehicleGroup] = {}
+        for model_id in model_ids:
+            shape = self.index.shapes.get(model_id)
+            if shape is not None:
+                found.update((id(group), group) for group in self.index.feasible(shape))
+        return list(found.values())
+
+
+def record_of(batch: BatchRecord, waiting: Waiting | None) -> RecordBatch:
+    """What is written of a batch."""
+    ended = 0 if batch.state in BATCH_ENDS else batch.units_open
+    return RecordBatch(
+        batch_id=batch.batch_id,
+        customer_id=batch.customer_id,
+        endpoint=batch.endpoint,
+        input_file_id=batch.input_file_id,
+        state=batch.state,
+        created_ms=batch.created_ms,
+        in_progress_ms=batch.in_progress_ms,
+        finalizing_ms=batch.finalizing_ms,
+        ended_ms=batch.ended_ms,
+        cancelling_ms=batch.cancelling_ms,
+        expires_ms=batch.expires_ms,
+        requests=batch.requests,
+        requests_completed=batch.requests_completed,
+        requests_failed=batch.requests_failed,
+        units=batch.units,
+        units_ended=batch.units - ended,
+        waiting=waiting,
+        output_file_id=batch.output_file_id,
+        error_file_id=batch.error_file_id,
+        errors=batch.errors,
+        metadata=batch.metadata,
+        prompt_tokens=batch.prompt_tokens,
+        completion_tokens=batch.completion_tokens,
+    )

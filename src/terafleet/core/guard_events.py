@@ -1,0 +1,164 @@
+"""Everything that can happen to a car's guard.
+
+`at_ms` is the agent's clock: milliseconds that never run backwards while the agent runs.
+"""
+
+import msgspec
+
+from terafleet.core.ids import Epoch, LeaseId, ModelId, WorkUnitId
+from terafleet.core.policy import OwnerPolicy
+from terafleet.core.readings import Readings
+from terafleet.core.reasons import Failure, LeaseEnding
+
+SCHEMA = 1
+"""The number of this vocabulary; a journal of another number is not replayed."""
+
+
+class GuardEvent(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
+    """What all events have."""
+
+    at_ms: int
+
+
+class AgentStarted(GuardEvent, frozen=True):
+    """The agent's process has begun, with these settings; nothing that ran before runs any more."""
+
+    policy: OwnerPolicy
+    slots: int
+
+
+class AgentStopping(GuardEvent, frozen=True):
+    """The agent is asked to stop; it gives back what it holds."""
+
+
+class GuardTimeAdvanced(GuardEvent, frozen=True):
+    """A deadline of the guard has come."""
+
+
+class ReadingsChanged(GuardEvent, frozen=True):
+    """The sensors were read."""
+
+    readings: Readings
+
+
+class PolicyChanged(GuardEvent, frozen=True):
+    """The owner allows something else."""
+
+    policy: OwnerPolicy
+
+
+class LinkWelcomed(GuardEvent, frozen=True):
+    """The control plane has answered the hello that was sent at `sent_ms`."""
+
+    epoch: Epoch
+    sent_ms: int
+    lease_ms: int
+    margin_ms: int
+
+
+class HeartbeatAnswered(GuardEvent, frozen=True):
+    """The control plane has heard the heartbeat that was sent at `sent_ms`."""
+
+    epoch: Epoch
+    sent_ms: int
+
+
+class LinkFenced(GuardEvent, frozen=True):
+    """The epoch is over: the control plane holds none of its leases any more."""
+
+    epoch: Epoch
+
+
+class LeasedUnit(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A unit under a lease in the car; the shell keeps its input by the attempt's name."""
+
+    unit_id: WorkUnitId
+    requests: int
+
+
+class LeaseGranted(GuardEvent, frozen=True):
+    """The control plane has granted a slot's lease."""
+
+    epoch: Epoch
+    lease_id: LeaseId
+    model_id: ModelId
+    endpoint: str
+    units: tuple[LeasedUnit, ...]
+
+
+class LeaseRevoked(GuardEvent, frozen=True):
+    """The control plane has ended a lease."""
+
+    lease_id: LeaseId
+    ending: LeaseEnding
+
+
+class ModelReady(GuardEvent, frozen=True):
+    """A model stands in the runtime's memory."""
+
+    model_id: ModelId
+
+
+class ModelUnavailable(GuardEvent, frozen=True):
+    """A model could not be fetched, or not be loaded."""
+
+    model_id: ModelId
+    failure: Failure
+    detail: str
+
+
+class AttemptFinished(GuardEvent, frozen=True):
+    """The runtime has given an output; it is stored under `ids.output_name`."""
+
+    lease_id: LeaseId
+    unit_id: WorkUnitId
+    answers: int
+    answers_failed: int
+    prompt_tokens: int
+    completion_tokens: int
+    energy_mwh: int
+    runtime_ms: int
+    digest: bytes
+
+
+class AttemptBroke(GuardEvent, frozen=True):
+    """The runtime has given no output for an attempt."""
+
+    lease_id: LeaseId
+    unit_id: WorkUnitId
+    failure: Failure
+    detail: str
+    energy_mwh: int
+
+
+class RuntimeExited(GuardEvent, frozen=True):
+    """The runtime's process is gone, its memory given back; wanted or not."""
+
+    detail: str
+
+
+class ReceiptAcknowledged(GuardEvent, frozen=True):
+    """The control plane keeps a receipt; `unit_id` -1 is the lease's own."""
+
+    lease_id: LeaseId
+    unit_id: WorkUnitId
+
+
+AnyGuardEvent = (
+    AgentStarted
+    | AgentStopping
+    | GuardTimeAdvanced
+    | ReadingsChanged
+    | PolicyChanged
+    | LinkWelcomed
+    | HeartbeatAnswered
+    | LinkFenced
+    | LeaseGranted
+    | LeaseRevoked
+    | ModelReady
+    | ModelUnavailable
+    | AttemptFinished
+    | AttemptBroke
+    | RuntimeExited
+    | ReceiptAcknowledged
+)

@@ -1,0 +1,156 @@
+"""The fleet's records: what it remembers of each vehicle, lease, work unit and batch.
+
+They are mutable, private to the machine, and hold ids in place of each other, so that a snapshot
+is their plain encoding.
+"""
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+import msgspec
+
+from terafleet.core.capability import Capability
+from terafleet.core.ids import (
+    BatchId,
+    CustomerId,
+    Epoch,
+    LeaseId,
+    ModelId,
+    VehicleId,
+    WorkUnitId,
+)
+from terafleet.core.reasons import Refusal, UnitEnding
+from terafleet.core.work import BatchState, UnitState
+
+NOT_READY = -1
+
+
+class VehicleState(StrEnum):
+    """What a vehicle is to the fleet; docs/states/vehicle.md has a sentence for each."""
+
+    OFFLINE = "offline"
+    REFUSING = "refusing"
+    IDLE = "idle"
+    LEASED = "leased"
+    DRAINING = "draining"
+
+
+class VehicleRecord(msgspec.Struct, array_like=True):
+    """A car. `epoch` 0 is offline; `ready_level` is its place in the index of ready cars."""
+
+    vehicle_id: VehicleId
+    name: str
+    epoch: Epoch = Epoch(0)
+    boot_id: str = ""
+    capability: Capability | None = None
+    refusals: tuple[Refusal, ...] = ()
+    is_silent: bool = False
+    silent_end_ms: int = 0
+    is_draining: bool = False
+    leases: dict[LeaseId, None] = {}
+    ready_level: int = NOT_READY
+    failures_in_row: int = 0
+    quarantined_until_ms: int = 0
+    speeds: dict[ModelId, int] = {}
+    units_succeeded: int = 0
+    attempts_lost: dict[str, int] = {}
+    energy_mwh: int = 0
+    energy_lost_mwh: int = 0
+    runtime_ms: int = 0
+    lost_ms: int = 0
+    reward_micro: int = 0
+
+    @property
+    def state(self) -> VehicleState:
+        """Derived, so that it can't disagree with what it says."""
+        if not self.epoch or self.is_silent:
+            return VehicleState.OFFLINE
+        if self.is_draining:
+            return VehicleState.DRAINING
+        if self.refusals:
+            return VehicleState.REFUSING
+        return VehicleState.LEASED if self.leases else VehicleState.IDLE
+
+    def is_ready(self) -> bool:
+        """Whether a lease may be granted to it, but for quarantine."""
+        return (
+            self.epoch != 0
+            and not self.is_silent
+            and not self.refusals
+            and not self.is_draining
+            and self.capability is not None
+            and len(self.leases) < self.capability.slots
+        )
+
+
+class UnitRecord(msgspec.Struct, array_like=True, gc=False):
+    """A work unit. `lease_id` is the lease that runs it, or under which it succeeded, or 0."""
+
+    unit_id: WorkUnitId
+    batch_id: BatchId
+    model_id: ModelId
+    requests: int
+    cost: int
+    offset: int
+    length: int
+    digest: bytes
+    state: UnitState = UnitState.WAITING
+    lease_id: LeaseId = LeaseId(0)
+    failures: int = 0
+    failed_on: tuple[VehicleId, ...] = ()
+
+
+class LeaseRecord(msgspec.Struct, array_like=True):
+    """An active lease: the units not yet handed in, in their order; ended leases are forgotten."""
+
+    lease_id: LeaseId
+    vehicle_id: VehicleId
+    batch_id: BatchId
+    model_id: ModelId
+    unit_ids: list[WorkUnitId]
+    granted_ms: int
+    progress_ms: int
+    overdue_ms: int
+
+
+class UnitLoss(msgspec.Struct, frozen=True, array_like=True):
+    """Why a unit of a batch has no result."""
+
+    ending: UnitEnding
+    detail: str
+
+
+class BatchRecord(msgspec.Struct, array_like=True):
+    """A batch not yet forgotten; its units are numbered from `first_unit_id`."""
+
+    batch_id: BatchId
+    customer_id: CustomerId
+    endpoint: str
+    input_file_id: str
+    model_ids: tuple[ModelId, ...]
+    metadata: bytes
+    requests: int
+    created_ms: int
+    expires_ms: int
+    state: BatchState = BatchState.VALIDATING
+    end: BatchState = BatchState.COMPLETED
+    in_progress_ms: int = 0
+    finalizing_ms: int = 0
+    cancelling_ms: int = 0
+    ended_ms: int = 0
+    first_unit_id: WorkUnitId = WorkUnitId(0)
+    units: int = 0
+    units_open: int = 0
+    units_running: int = 0
+    requests_completed: int = 0
+    requests_failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    losses: dict[WorkUnitId, UnitLoss] = {}
+    output_file_id: str = ""
+    error_file_id: str = ""
+    errors: bytes = b""
+
+    def unit_ids(self) -> Iterator[WorkUnitId]:
+        """The numbers of its units, in the order of the cut."""
+        return map(WorkUnitId, range(self.first_unit_id, self.first_unit_id + self.units))

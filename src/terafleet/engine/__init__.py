@@ -1,0 +1,1 @@
+"""The single-writer loop: inbox, machine, one transaction, effects; and its stores."""

@@ -1,0 +1,1 @@
+"""What crosses a network: agent messages, OpenAI subset, admin resources, errors, file formats."""

@@ -1,0 +1,34 @@
+"""Signed, expiring addresses: who holds one may do the one thing that it names, for a while."""
+
+import hashlib
+import hmac
+from typing import Literal
+from urllib.parse import parse_qsl, quote
+
+Method = Literal["GET", "PUT"]
+
+
+def sign_address(secret: bytes, method: Method, path: str, expires_s: int) -> str:
+    """The path with an expiry (seconds since 1970) and a signature over method, path and expiry.
+
+    `path` begins with a slash, unescaped, and may end in a query.
+    """
+    escaped = quote(path, safe="/?&=:~._-")
+    joint = "&" if "?" in escaped else "?"
+    expiring = f"{escaped}{joint}expires={expires_s}"
+    return f"{expiring}&signature={_signature(secret, method, expiring)}"
+
+
+def address_fault(secret: bytes, method: Method, address: str, now_s: int) -> str | None:
+    """What is wrong with a signed address (`signature_wrong`, `address_expired`), or None."""
+    expiring, separator, signature = address.rpartition("&signature=")
+    if not separator:
+        return "signature_wrong"
+    if not hmac.compare_digest(_signature(secret, method, expiring).encode(), signature.encode()):
+        return "signature_wrong"
+    query = dict(parse_qsl(expiring.partition("?")[2]))
+    return None if now_s <= int(query["expires"]) else "address_expired"
+
+
+def _signature(secret: bytes, method: str, expiring: str) -> str:
+    return hmac.new(secret, f"{method} {expiring}".encode(), hashlib.sha256).hexdigest()

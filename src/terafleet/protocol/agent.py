@@ -1,0 +1,208 @@
+"""Messages between a vehicle agent and the control plane.
+
+A car speaks on `v.<vehicle_id>.up` and listens on `v.<vehicle_id>.down`, and may do nothing else.
+Times called `sent_ms` are the car's own clock and come back unchanged; no clock is compared
+with another's.
+"""
+
+import msgspec
+
+from terafleet.core.capability import Capability
+from terafleet.core.events import HeldLease
+from terafleet.core.ids import Epoch, LeaseId, ModelId, VehicleId, WorkUnitId
+from terafleet.core.reasons import Failure, LeaseEnding, Refusal
+
+PROTOCOL = 1
+"""The version an agent says in its hello; another one is told to update."""
+
+INLINE_BYTES_MAX = 65_536
+"""Inputs and outputs up to this size ride in the message; larger ones go over HTTP."""
+
+MESSAGE_BYTES_MAX = 8 * 1024 * 1024
+"""The greatest message of the bus; senders split before it."""
+
+
+def up_subject(vehicle_id: str) -> str:
+    """Where a car speaks."""
+    return f"v.{vehicle_id}.up"
+
+
+def down_subject(vehicle_id: str) -> str:
+    """Where a car listens."""
+    return f"v.{vehicle_id}.down"
+
+
+UP_SUBJECTS = "v.*.up"
+"""Where the control plane hears all cars."""
+
+
+def vehicle_of(subject: str) -> VehicleId:
+    """The car that a message on an up subject comes from; the bus vouches for it."""
+    return VehicleId(subject[2:-3])
+
+
+class UpMessage(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What a car sends."""
+
+
+class Hello(UpMessage, frozen=True):
+    """The first message after each connection: who runs here, what it can, what it still holds."""
+
+    protocol: int
+    boot_id: str
+    agent_version: str
+    capability: Capability
+    refusals: tuple[Refusal, ...]
+    held: tuple[HeldLease, ...]
+
+
+class Heartbeat(UpMessage, frozen=True):
+    """A sign of life; answered with `HeartbeatAnswer`, which renews the car's leases."""
+
+    epoch: Epoch
+    sent_ms: int
+    is_permitting: bool
+
+
+class PermitReport(UpMessage, frozen=True):
+    """The guard's answer has changed; no refusals is a permit."""
+
+    epoch: Epoch
+    refusals: tuple[Refusal, ...]
+
+
+class CapabilityReport(UpMessage, frozen=True):
+    """What the car can run has changed."""
+
+    epoch: Epoch
+    capability: Capability
+
+
+class Receipt(msgspec.Struct, frozen=True, array_like=True):
+    """What became of an attempt (`unit_id`) or of a lease as a whole (`unit_id` -1).
+
+    Exactly one of `failure`, `ending` and neither (a result) holds. `payload` is the output
+    when it is small; else it was put to the address of the grant before the receipt leaves.
+    The car keeps a receipt until it is acknowledged.
+    """
+
+    lease_id: LeaseId
+    unit_id: WorkUnitId
+    failure: Failure | None = None
+    ending: LeaseEnding | None = None
+    detail: str = ""
+    answers: int = 0
+    answers_failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    energy_mwh: int = 0
+    runtime_ms: int = 0
+    digest: bytes = b""
+    payload: bytes = b""
+
+
+class Receipts(UpMessage, frozen=True):
+    """Some receipts at once."""
+
+    epoch: Epoch
+    receipts: tuple[Receipt, ...]
+
+
+class Goodbye(UpMessage, frozen=True):
+    """The agent stops cleanly and holds nothing."""
+
+    epoch: Epoch
+
+
+FromVehicle = Hello | Heartbeat | PermitReport | CapabilityReport | Receipts | Goodbye
+
+
+class DownMessage(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What a car hears."""
+
+
+class Welcome(DownMessage, frozen=True):
+    """The answer to a hello with that `boot_id`: the epoch, and the times that hold.
+
+    A lease ends in the car `lease_ms - margin_ms` after the car sent the last heartbeat that
+    was answered, or after it sent the hello that this answers.
+    """
+
+    epoch: Epoch
+    boot_id: str
+    lease_ms: int
+    margin_ms: int
+    heartbeat_ms: int
+    heartbeat_refusing_ms: int
+
+
+class HeartbeatAnswer(DownMessage, frozen=True):
+    """The heartbeat with that `sent_ms` was heard; the leases stand anew from then."""
+
+    epoch: Epoch
+    sent_ms: int
+
+
+class OfferedUnit(msgspec.Struct, frozen=True, array_like=True):
+    """One unit of a grant; an empty `input_address` means that `payload` is the whole input.
+
+    `digest` is the SHA-256 of the input. `output_address` takes an output that is too large
+    to ride in a receipt.
+    """
+
+    unit_id: WorkUnitId
+    requests: int
+    digest: bytes
+    payload: bytes
+    input_address: str
+    output_address: str
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True):
+    """A lease of one slot with its units, to be attempted in their order."""
+
+    lease_id: LeaseId
+    model_id: ModelId
+    manifest_address: str
+    endpoint: str
+    units: tuple[OfferedUnit, ...]
+
+
+class Grants(DownMessage, frozen=True):
+    """Some leases at once."""
+
+    epoch: Epoch
+    grants: tuple[Grant, ...]
+
+
+class Revoke(DownMessage, frozen=True):
+    """Leases that are over."""
+
+    epoch: Epoch
+    lease_ids: tuple[LeaseId, ...]
+    ending: LeaseEnding
+
+
+class Acknowledge(DownMessage, frozen=True):
+    """Receipts that are kept: the car may forget them."""
+
+    receipts: tuple[tuple[LeaseId, WorkUnitId], ...]
+
+
+class Fenced(DownMessage, frozen=True):
+    """The epoch is over; 0 fences whatever the car has. The agent drops its leases."""
+
+    epoch: Epoch
+    reason: str
+
+
+class HelloWanted(DownMessage, frozen=True):
+    """The agent shall say hello anew, as after a connection; its leases stand meanwhile."""
+
+
+ToVehicle = HelloWanted | Welcome | HeartbeatAnswer | Grants | Revoke | Acknowledge | Fenced
+
+
+FROM_VEHICLE_DECODER = msgspec.msgpack.Decoder(FromVehicle)
+TO_VEHICLE_DECODER = msgspec.msgpack.Decoder(ToVehicle)
+ENCODER = msgspec.msgpack.Encoder()

@@ -1,0 +1,1 @@
+"""A light client of the control plane: httpx and msgspec only."""

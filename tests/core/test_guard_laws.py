@@ -1,0 +1,121 @@
+"""The guard under any sequence of readings, grants, answers and exits."""
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from terafleet.core import guard_events as ev
+from terafleet.core.guard_effects import GuardState
+from terafleet.core.reasons import LeaseEnding
+from tests.core.guard_world import CarWorld
+
+STEPS = (
+    "well", "well", "driver", "drive", "unplug", "empty", "hot", "blind", "tick", "long_tick",
+    "heartbeat", "heartbeat", "grant", "grant", "old_grant", "model", "model", "finish", "finish",
+    "break", "exit", "acknowledge", "revoke", "welcome", "fence", "restart", "unavailable",
+)  # fmt: skip
+
+
+def step(world: CarWorld, name: str, chance: random.Random) -> None:
+    """Do one thing to a car."""
+    match name:
+        case "well":
+            world.read()
+        case "driver":
+            world.read(is_driver_present=True)
+        case "drive":
+            world.read(is_parked=False)
+        case "unplug":
+            world.read(is_plugged_in=False)
+        case "empty":
+            world.read(soc_percent=chance.uniform(40, 60))
+        case "hot":
+            world.read(temperature_c=chance.uniform(30, 50))
+        case "blind":
+            world.read(temperature_c=None)
+        case "tick":
+            world.tick(chance.randint(1, 1_500))
+        case "long_tick":
+            world.tick(chance.randint(1, 20_000))
+        case "heartbeat":
+            world.heartbeat()
+        case "grant":
+            if len(world.guard.lease_ids) < world.slots:
+                world.grant(chance.randint(1, 3))
+        case "old_grant":
+            world.grant(1, epoch=0)
+        case "model":
+            world.model_ready()
+        case "finish":
+            world.finish()
+        case "break":
+            world.break_attempt()
+        case "exit":
+            world.exit()
+        case "acknowledge":
+            world.acknowledge()
+        case "welcome":
+            world.welcome(world.guard.epoch + 1)
+        case "fence":
+            world.happen(ev.LinkFenced(world.now_ms, world.guard.epoch))
+        case "restart":
+            world.restart()
+        case _:
+            step_lease(world, name)
+
+
+def step_lease(world: CarWorld, name: str) -> None:
+    for lease_id in world.guard.lease_ids[:1]:
+        if name == "revoke":
+            ending = LeaseEnding.OVERDUE
+            world.happen(ev.LeaseRevoked(world.now_ms, lease_id, ending))
+    if name == "unavailable":
+        for model_id in world.preparing[:]:
+            world.preparing.remove(model_id)
+            failure = "model_unavailable"
+            world.happen(ev.ModelUnavailable(world.now_ms, model_id, failure, "why"))  # type: ignore[arg-type]
+
+
+@settings(max_examples=200)
+@given(
+    seed=st.integers(0, 2**32),
+    slots=st.integers(1, 3),
+    names=st.lists(st.sampled_from(STEPS), max_size=120),
+)
+def test_the_owner_comes_first_and_nothing_is_lost(seed: int, slots: int, names: list[str]) -> None:
+    world, chance = CarWorld(slots), random.Random(seed)
+    world.welcome()
+    world.permit()
+    for name in names:
+        step(world, name, chance)
+    world.read(is_driver_present=True)
+    assert not world.running
+    assert not world.guard.lease_ids
+    if world.is_killed:
+        world.exit()
+    assert world.guard.state is GuardState.REFUSING
+    handed_in = {(one.lease_id, one.unit_id) for one in world.sent}
+    kept = {(one.lease_id, one.unit_id) for one in world.guard.receipts()}
+    assert kept <= handed_in
+    world.restart()
+    assert {(one.lease_id, one.unit_id) for one in world.guard.receipts()} == kept
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**32),
+    names=st.lists(st.sampled_from(STEPS), max_size=60),
+)
+def test_a_well_car_permits_in_the_end(seed: int, names: list[str]) -> None:
+    world, chance = CarWorld(), random.Random(seed)
+    world.welcome()
+    for name in names:
+        step(world, name, chance)
+    if world.is_killed:
+        world.exit()
+    for _ in range(4):
+        world.read()
+        world.tick(1_000)
+    assert world.guard.state is GuardState.PERMITTING
+    assert world.guard.refusals == ()
