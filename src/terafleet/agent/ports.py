@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from terafleet.core.readings import Readings
+from terafleet.core.reasons import Failure
 
 
 class RuntimeModel(msgspec.Struct, frozen=True):
@@ -67,11 +68,23 @@ class SandboxReport(msgspec.Struct, frozen=True):
     filesystem_read_only: bool
 
 
+class RuntimeUnavailable(Exception):
+    """The program did not start behind its walls; `reason` says why."""
+
+    def __init__(self, reason: Failure, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
 class Runtime(Protocol):
     """The program that runs AI models in the car; one a vehicle, several slots."""
 
     async def start(self, on_exit: Callable[[str], None]) -> SandboxReport:
-        """Start the program; `on_exit(reason)` is called once when it ends by itself."""
+        """Start the program; `on_exit(reason)` is called once when it ends by itself.
+
+        It may be started again after its end. Raises RuntimeUnavailable.
+        """
         ...
 
     async def load(self, model: RuntimeModel) -> RuntimeLoaded | RuntimeFailure:

@@ -30,10 +30,10 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Blob(msgspec.Struct, frozen=True):
-    """Opaque bytes under a name, small enough to live in the record (64 KiB)."""
+    """Opaque bytes under a name, small enough to live in the record; `body` None deletes it."""
 
     name: str
-    body: bytes
+    body: bytes | None
 
 
 class Recovered(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ Times are in seconds since 1970. What goes beyond OpenAI stands in fields named 
 """
 
 import re
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -14,9 +14,9 @@ FILES_PATH = "/v1/files"
 BATCHES_PATH = "/v1/batches"
 MODELS_PATH = "/v1/models"
 
-EMBEDDINGS = "/v1/embeddings"
-COMPLETIONS = "/v1/completions"
-CHAT_COMPLETIONS = "/v1/chat/completions"
+EMBEDDINGS: Final = "/v1/embeddings"
+COMPLETIONS: Final = "/v1/completions"
+CHAT_COMPLETIONS: Final = "/v1/chat/completions"
 BATCH_ENDPOINTS = (EMBEDDINGS, COMPLETIONS, CHAT_COMPLETIONS)
 """What the lines of a batch may ask for."""
 

@@ -219,6 +219,8 @@ class VehicleView(msgspec.Struct, frozen=True):
     attempts_lost: dict[str, int]
     energy_mwh: int
     energy_lost_mwh: int
+    runtime_ms: int
+    lost_ms: int
     reward_micro: int
     quarantined_until_ms: int
     heard_ms: int

@@ -1,1 +1,7 @@
 """A light client of the control plane: httpx and msgspec only."""
+
+from terafleet.sdk.admin import AdminClient
+from terafleet.sdk.errors import TerafleetError
+from terafleet.sdk.fleet import FleetClient
+
+__all__ = ["AdminClient", "FleetClient", "TerafleetError"]

@@ -1,0 +1,1 @@
+"""Implementations of the agent's ports; named only by `agent/app.py`."""

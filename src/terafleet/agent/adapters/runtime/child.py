@@ -1,0 +1,291 @@
+"""Runs AI models in a child process behind walls, and speaks with it over pipes."""
+
+import asyncio
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+import terafleet
+from terafleet.agent.adapters.runtime.child_process import ChildProcess
+from terafleet.agent.ports import (
+    RuntimeFailure,
+    RuntimeLoaded,
+    RuntimeModel,
+    RuntimeResult,
+    RuntimeWork,
+    SandboxReport,
+)
+from terafleet.agent.runtime_host.frames import FRAME_BYTES_MAX
+from terafleet.agent.runtime_host.messages import (
+    ENCODER,
+    FROM_RUNTIME,
+    AnyToRuntime,
+    Done,
+    Failed,
+    HostSettings,
+    Load,
+    Loaded,
+    LoadFailed,
+    NotReady,
+    Ready,
+    Run,
+    Stop,
+)
+from terafleet.core.reasons import Failure
+
+_SOURCE_FOLDER: Final = Path(terafleet.__file__).parents[1]
+_PROGRAM: Final = "terafleet.agent.runtime_host"
+_START_SECONDS_MAX: Final = 60.0
+_PAYLOAD_BYTES_MAX: Final = FRAME_BYTES_MAX - 4096
+# What a runtime needs of the agent's environment: where the system's libraries are, no secrets.
+_INHERITED: Final = ("LD_LIBRARY_PATH", "LANG", "TZ")
+
+
+class RuntimeUnavailable(Exception):
+    """The program did not start behind its walls; `reason` says why."""
+
+    def __init__(self, reason: Failure, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class ChildSettings(msgspec.Struct, frozen=True):
+    """How the child runs.
+
+    `threads` is for one attempt, `slots` is how many attempts run at once, `memory_bytes` bounds
+    what it can allocate. Models lie below `models_folder`, the only data that it may read.
+    `shows_errors` lets it write to the agent's standard error.
+    """
+
+    models_folder: Path
+    slots: int = 1
+    threads: int = 1
+    memory_bytes: int = 2 * 1024**3
+    niceness: int = 10
+    shows_errors: bool = False
+
+
+class ChildRuntime:
+    """The port `Runtime` on a child process; it can be started again after it has ended."""
+
+    def __init__(self, kind: str, settings: ChildSettings) -> None:
+        """`kind` is `onnx` or `llama`."""
+        self._kind = kind
+        self._settings = settings
+        self._life: _Life | None = None
+        self._numbers = itertools.count(1)
+
+    async def start(self, on_exit: Callable[[str], None]) -> SandboxReport:
+        """Start the program and wait until its walls stand and its libraries are loaded.
+
+        Raises RuntimeUnavailable.
+        """
+        assert self._life is None or self._life.is_over, "the runtime already runs"
+        life = self._life = _Life(on_exit)
+        errors = None if self._settings.shows_errors else subprocess.DEVNULL
+        try:
+            await life.child.start(self._command(), self._environment(), errors)
+            async with asyncio.timeout(_START_SECONDS_MAX):
+                ready = await life.ready
+        except TimeoutError:
+            ready = NotReady(Failure.RUNTIME_REFUSED, "it did not get ready in time")
+        except OSError as error:
+            self._life = None
+            raise RuntimeUnavailable(Failure.RUNTIME_REFUSED, str(error)) from error
+        if isinstance(ready, NotReady):
+            await self.kill()
+            raise RuntimeUnavailable(ready.reason, ready.detail)
+        self.mechanisms = ready.mechanisms
+        return ready.report
+
+    async def load(self, model: RuntimeModel) -> RuntimeLoaded | RuntimeFailure:
+        """Bring a model into memory; the result is the same for all who ask meanwhile."""
+        if model.runtime != self._kind:
+            return RuntimeFailure("", Failure.RUNTIME_REFUSED, f"this is {self._kind}")
+        life = self._life
+        if life is None or life.is_over:
+            return RuntimeFailure("", Failure.RUNTIME_CRASHED, "the runtime does not run")
+        if model.model_id not in life.loads:
+            life.loads[model.model_id] = asyncio.get_running_loop().create_future()
+            life.send(Load(model.model_id, str(model.folder), dict(model.options)))
+        return await asyncio.shield(life.loads[model.model_id])
+
+    async def run(self, work: RuntimeWork) -> RuntimeResult | RuntimeFailure:
+        """Run one attempt; one that nobody waits for any more is stopped."""
+        life = self._life
+        if life is None or life.is_over:
+            detail = "the runtime does not run"
+            return RuntimeFailure(work.attempt_id, Failure.RUNTIME_CRASHED, detail)
+        if len(life.attempts) >= self._settings.slots:
+            return RuntimeFailure(work.attempt_id, Failure.RUNTIME_REFUSED, "no slot is free")
+        if len(work.payload) > _PAYLOAD_BYTES_MAX:
+            return RuntimeFailure(work.attempt_id, Failure.RUNTIME_REFUSED, "too large an input")
+        number = next(self._numbers)
+        attempt = life.attempts[number] = _Attempt(work.attempt_id)
+        life.send(Run(number, work.model_id, work.endpoint, work.payload))
+        try:
+            return await attempt.outcome
+        finally:
+            if life.attempts.pop(number, None) is not None:
+                life.send(Stop(number))
+
+    async def stop(self, attempt_id: str) -> None:
+        """Give up an attempt; its slot is free at once, its thread after its current batch."""
+        life = self._life
+        attempts = life.attempts.items() if life is not None else ()
+        for number in [number for number, one in attempts if one.attempt_id == attempt_id]:
+            assert life is not None
+            life.send(Stop(number))
+            life.finish(number, RuntimeFailure(attempt_id, Failure.STOPPED))
+
+    def suspend(self) -> None:
+        """Stop all threads of the program where they are."""
+        if self._life is not None:
+            self._life.child.signal_group(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        if self._life is not None:
+            self._life.child.signal_group(signal.SIGCONT)
+
+    async def kill(self) -> None:
+        """End the program, suspended or not; its attempts count as stopped."""
+        if self._life is not None:
+            self._life.is_unwanted = True
+            await self._life.child.kill()
+
+    def cpu_ms(self) -> int:
+        """Processor time since the last start, all threads, whether it still runs or not."""
+        return self._life.child.cpu_ms() if self._life is not None else 0
+
+    @property
+    def process_id(self) -> int:
+        """The process that runs the models, for who looks at the computer from outside."""
+        assert self._life is not None
+        return self._life.child.process_id
+
+    def _command(self) -> list[str]:
+        settings = HostSettings(
+            slots=self._settings.slots,
+            threads=self._settings.threads,
+            memory_bytes=self._settings.memory_bytes,
+            niceness=self._settings.niceness,
+            models_folder=str(self._settings.models_folder),
+            agent_id=os.getpid(),
+        )
+        words = msgspec.json.encode(settings).decode()
+        return [sys.executable, "-P", "-m", _PROGRAM, self._kind, words]
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        threads = str(self._settings.threads)
+        return {
+            **inherited,
+            "PYTHONPATH": str(_SOURCE_FOLDER),
+            "PYTHONNOUSERSITE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": "/nonexistent",
+            # Must stand here before the library is loaded, or it calls its maker.
+            "ORT_DISABLE_TELEMETRY": "1",
+            "TOKENIZERS_PARALLELISM": "true" if self._settings.threads > 1 else "false",
+            "RAYON_NUM_THREADS": threads,
+            # Arrays are only carried from tokenizer to model; their library needs no threads.
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+
+
+class _Attempt:
+    """An attempt that somebody waits for."""
+
+    def __init__(self, attempt_id: str) -> None:
+        self.attempt_id = attempt_id
+        self.outcome: asyncio.Future[RuntimeResult | RuntimeFailure] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+
+class _Life:
+    """The program from one start to its end, and who waits for what from it."""
+
+    def __init__(self, on_exit: Callable[[str], None]) -> None:
+        self._on_exit = on_exit
+        self.child = ChildProcess(self._take, self._end)
+        self.ready: asyncio.Future[Ready | NotReady] = asyncio.get_running_loop().create_future()
+        self.loads: dict[str, asyncio.Future[RuntimeLoaded | RuntimeFailure]] = {}
+        self.attempts: dict[int, _Attempt] = {}
+        self.is_unwanted = False
+        self.is_over = False
+
+    def send(self, message: AnyToRuntime) -> None:
+        """Say something to the program; what it can't hear any more is lost."""
+        self.child.send(ENCODER.encode(message))
+
+    def finish(self, number: int, outcome: RuntimeResult | RuntimeFailure) -> None:
+        """Give an attempt's outcome to who waits for it, once."""
+        attempt = self.attempts.pop(number, None)
+        if attempt is not None and not attempt.outcome.done():
+            attempt.outcome.set_result(outcome)
+
+    def _take(self, body: bytes) -> None:
+        try:
+            message = FROM_RUNTIME.decode(body)
+        except msgspec.DecodeError:
+            # Only a program that a model has taken over speaks like that.
+            self.child.signal_group(signal.SIGKILL)
+            return
+        match message:
+            case Ready() | NotReady():
+                if not self.ready.done():
+                    self.ready.set_result(message)
+            case Loaded() | LoadFailed():
+                self._answer_load(message)
+            case Done() | Failed():
+                self._answer_attempt(message)
+
+    def _answer_load(self, message: Loaded | LoadFailed) -> None:
+        waiting = self.loads.get(message.model_id)
+        if waiting is None or waiting.done():
+            return
+        if isinstance(message, Loaded):
+            occupied_bytes = self.child.resident_bytes()
+            waiting.set_result(RuntimeLoaded(message.model_id, message.load_ms, occupied_bytes))
+            return
+        del self.loads[message.model_id]
+        waiting.set_result(RuntimeFailure("", message.reason, message.detail))
+
+    def _answer_attempt(self, message: Done | Failed) -> None:
+        attempt = self.attempts.get(message.number)
+        if attempt is None:
+            return
+        attempt_id = attempt.attempt_id
+        if isinstance(message, Failed):
+            failure = RuntimeFailure(attempt_id, message.reason, message.detail)
+            self.finish(message.number, failure)
+            return
+        tokens = (message.prompt_tokens, message.completion_tokens)
+        result = RuntimeResult(attempt_id, message.payload, *tokens, cpu_ms=message.cpu_ms)
+        self.finish(message.number, result)
+
+    def _end(self, exit_code: int) -> None:
+        """The program is gone: so is everything that was expected of it."""
+        self.is_over = True
+        reason = Failure.STOPPED if self.is_unwanted else Failure.RUNTIME_CRASHED
+        detail = f"exit code {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
+        for number, attempt in list(self.attempts.items()):
+            self.finish(number, RuntimeFailure(attempt.attempt_id, reason, detail))
+        for waiting in self.loads.values():
+            if not waiting.done():
+                waiting.set_result(RuntimeFailure("", reason, detail))
+        if not self.ready.done():
+            self.ready.set_result(NotReady(reason, detail))
+        elif not self.is_unwanted:
+            self._on_exit(reason)

@@ -1,0 +1,1 @@
+"""Walls around the program that runs AI models."""

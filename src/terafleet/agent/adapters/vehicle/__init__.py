@@ -1,0 +1,1 @@
+"""Where readings come from: a timetable; a car's own bus later."""

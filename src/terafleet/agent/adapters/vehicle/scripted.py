@@ -1,0 +1,62 @@
+"""A car that follows a timetable: for demonstrations and tests.
+
+Quality: it has the real interface and real time, and no car behind it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from terafleet.agent.adapters.vehicle.timetable import Timetable, Turn, turns
+from terafleet.core.readings import Readings
+from terafleet.core.units import MS_PER_S
+from terafleet.engine.clock import Clock
+
+
+def _cut_nothing(duration_ms: int) -> None:
+    del duration_ms
+
+
+class ScriptedVehicle:
+    """Keeps the promise of `VehicleInterface` from a timetable that begins with `run`."""
+
+    def __init__(
+        self,
+        timetable: Timetable,
+        sample_ms: int,
+        clock: Clock,
+        cut_link: Callable[[int], None] = _cut_nothing,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`cut_link` is called with milliseconds where the timetable says so."""
+        assert sample_ms > 0
+        self._timetable = timetable
+        self._sample_ms = sample_ms
+        self._clock = clock
+        self._cut_link = cut_link
+        self._sleep = sleep
+
+    async def run(self, deliver: Callable[[Readings], None]) -> None:
+        """Deliver a sample each interval and at once at each turn, until cancelled."""
+        begin_ms = self._clock.now_ms()
+        coming = turns(self._timetable)
+        upcoming = next(coming, None)
+        readings = Readings(0)
+        sample_due_ms = 0
+        while True:
+            elapsed_ms = self._clock.now_ms() - begin_ms
+            is_turned = False
+            while upcoming is not None and upcoming.at_ms <= elapsed_ms:
+                readings, is_turned = upcoming.readings, True
+                if upcoming.cut_link_ms:
+                    self._cut_link(upcoming.cut_link_ms)
+                upcoming = next(coming, None)
+            if is_turned or elapsed_ms >= sample_due_ms:
+                deliver(msgspec.structs.replace(readings, at_ms=begin_ms + elapsed_ms))
+                sample_due_ms = elapsed_ms - elapsed_ms % self._sample_ms + self._sample_ms
+            await self._sleep(self._pause_ms(elapsed_ms, sample_due_ms, upcoming) / MS_PER_S)
+
+    def _pause_ms(self, elapsed_ms: int, sample_due_ms: int, upcoming: Turn | None) -> int:
+        due_ms = sample_due_ms if upcoming is None else min(sample_due_ms, upcoming.at_ms)
+        return max(1, due_ms - elapsed_ms)

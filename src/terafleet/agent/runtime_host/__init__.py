@@ -1,0 +1,1 @@
+"""The program that runs AI models in the car, as a process of its own."""

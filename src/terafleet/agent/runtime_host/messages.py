@@ -1,0 +1,111 @@
+"""What agent and runtime say to each other over the pipes."""
+
+from typing import Final
+
+import msgspec
+
+from terafleet.agent.ports import SandboxReport
+from terafleet.core.reasons import Failure
+
+
+class HostSettings(msgspec.Struct, frozen=True):
+    """How the runtime is to run; it comes on its command line as JSON.
+
+    `threads` is for one attempt, `slots` is how many run at once. `niceness` is added to the
+    agent's own. `agent_id` is the process that the runtime must not outlive.
+    """
+
+    slots: int
+    threads: int
+    memory_bytes: int
+    niceness: int
+    models_folder: str
+    agent_id: int
+
+
+class ToRuntime(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What the agent says."""
+
+
+class Load(ToRuntime, frozen=True):
+    """Bring a model into memory; answered with `Loaded` or `LoadFailed`."""
+
+    model_id: str
+    folder: str
+    options: dict[str, int]
+
+
+class Run(ToRuntime, frozen=True):
+    """Run an attempt; answered with `Done` or `Failed`. The agent gives no number twice."""
+
+    number: int
+    model_id: str
+    endpoint: str
+    payload: bytes
+
+
+class Stop(ToRuntime, frozen=True):
+    """Give up an attempt; it is answered with `Failed` as soon as it has been given up."""
+
+    number: int
+
+
+class FromRuntime(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What the runtime says."""
+
+
+class Ready(FromRuntime, frozen=True):
+    """The walls stand, the libraries are loaded; `mechanisms` names what makes the walls hold."""
+
+    report: SandboxReport
+    mechanisms: tuple[str, ...]
+
+
+class NotReady(FromRuntime, frozen=True):
+    """The runtime will not run; its process ends."""
+
+    reason: Failure
+    detail: str
+
+
+class Loaded(FromRuntime, frozen=True):
+    """A model stands in memory; `load_ms` is near zero if it already did."""
+
+    model_id: str
+    load_ms: int
+
+
+class LoadFailed(FromRuntime, frozen=True):
+    """A model does not stand in memory."""
+
+    model_id: str
+    reason: Failure
+    detail: str
+
+
+class Done(FromRuntime, frozen=True):
+    """An attempt's output and what it took."""
+
+    number: int
+    payload: bytes
+    prompt_tokens: int
+    completion_tokens: int
+    cpu_ms: int
+
+
+class Failed(FromRuntime, frozen=True):
+    """An attempt has no output."""
+
+    number: int
+    reason: Failure
+    detail: str
+
+
+AnyToRuntime = Load | Run | Stop
+AnyFromRuntime = Ready | NotReady | Loaded | LoadFailed | Done | Failed
+
+TO_RUNTIME: Final[msgspec.msgpack.Decoder[AnyToRuntime]] = msgspec.msgpack.Decoder(AnyToRuntime)
+FROM_RUNTIME: Final[msgspec.msgpack.Decoder[AnyFromRuntime]] = msgspec.msgpack.Decoder(
+    AnyFromRuntime
+)
+ENCODER: Final = msgspec.msgpack.Encoder()

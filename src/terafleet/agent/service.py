@@ -1,0 +1,288 @@
+"""The agent at work: its parts put together, started, and brought to an end that owes nothing."""
+
+import asyncio
+import os
+import platform
+from collections.abc import Callable, Mapping
+
+import msgspec
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from terafleet import __version__
+from terafleet.agent.attempts import Attempts, Surroundings
+from terafleet.agent.deeds import Deeds
+from terafleet.agent.deliveries import Deliveries
+from terafleet.agent.gateway import Gateway
+from terafleet.agent.identity import Identity
+from terafleet.agent.inputs import LeasedInputs
+from terafleet.agent.link import Link, LinkHooks
+from terafleet.agent.model_cache import ModelCache
+from terafleet.agent.model_disk import ModelDisk
+from terafleet.agent.performer import Performer, Rooms
+from terafleet.agent.ports import Runtime, VehicleInterface
+from terafleet.agent.runtime_keeper import RuntimeKeeper
+from terafleet.agent.sampling import Sampling
+from terafleet.agent.settings import AgentSettings
+from terafleet.agent.status import (
+    STATUS_FILE,
+    STATUS_S,
+    AgentStatus,
+    ModelStatus,
+    StatusFile,
+    readings_status,
+)
+from terafleet.bus.ports import Connect
+from terafleet.core import guard_events as ev
+from terafleet.core.capability import Capability
+from terafleet.core.guard import Guard
+from terafleet.core.guard_effects import AnyGuardEffect, GuardState
+from terafleet.core.policy import OwnerPolicy
+from terafleet.core.readings import Readings
+from terafleet.core.reasons import Refusal
+from terafleet.engine.clock import Clock, SystemClock
+from terafleet.engine.codec import Codec
+from terafleet.engine.engine import Engine, Shell
+from terafleet.engine.ports import Record, Store
+from terafleet.engine.recovery import Recovery, recover
+from terafleet.engine.settings import DAY_MS, MIB, EngineSettings
+from terafleet.protocol.agent import Grant
+
+LEAVE_S = 3.0
+"""How long a stopping agent waits for its runtime's end and for acknowledgements."""
+LOOK_S = 0.02
+OUTPUTS = "out/"
+
+ENGINE_SETTINGS = EngineSettings(
+    bytes_free_min=64 * MIB,
+    bytes_free_enough=128 * MIB,
+    snapshot_events=20_000,
+    journal_keep_ms=DAY_MS,
+    # A car's machine is small: to write it takes less than to fork.
+    snapshots_by_fork=False,
+)
+
+log: FilteringBoundLogger = structlog.get_logger()
+
+
+class Adapters(msgspec.Struct, frozen=True):
+    """What stands between the agent and the world; `app` chooses it.
+
+    `vehicle` makes the vehicle's interface from the clock and from what cuts the link.
+    """
+
+    store: Store
+    connect: Connect
+    gateway: Gateway
+    runtimes: Mapping[str, Runtime]
+    vehicle: Callable[[Clock, Callable[[int], None]], VehicleInterface]
+
+
+def guard_codec() -> Codec[ev.AnyGuardEvent, AnyGuardEffect]:
+    """How the car's journal is written."""
+    return Codec(ev.AnyGuardEvent, AnyGuardEffect, ev.SCHEMA)
+
+
+class Agent:
+    """One agent, from a recovered record to a clean stop."""
+
+    def __init__(
+        self, settings: AgentSettings, identity: Identity, disk: ModelDisk, adapters: Adapters
+    ) -> None:
+        """Recover from the store. Raises JournalUnreadable, and what the store raises."""
+        self._settings = settings
+        self._identity = identity
+        self._adapters = adapters
+        codec = guard_codec()
+        recovery = _recovered(adapters.store, codec)
+        self.guard = recovery.machine
+        self.clock = SystemClock(recovery.last_at_ms)
+        shell: Shell[ev.AnyGuardEvent, AnyGuardEffect]
+        shell = Shell(self._perform, _no_records, ev.GuardTimeAdvanced)
+        self._engine: Engine[ev.AnyGuardEvent, AnyGuardEffect] = Engine(
+            recovery, adapters.store, codec, shell, self.clock, ENGINE_SETTINGS
+        )
+        self._deeds = Deeds()
+        self._inputs = LeasedInputs()
+        enrolment = identity.enrolment
+        self._cache = ModelCache(
+            disk, adapters.gateway, lambda: identity.enrolment.manifest_key, changed=self._offer
+        )
+        self._keeper = RuntimeKeeper(adapters.runtimes, self._exited, self._deeds.spawn)
+        self._attempts = Attempts(self._surroundings())
+        hooks = LinkHooks(
+            guard=self.guard,
+            submit=self._engine.submit,
+            capability=self.capability,
+            take_grant=self._take_grant,
+            refused=identity.renew_soon,
+        )
+        self.link = Link(enrolment.vehicle_id, adapters.connect, self.clock, hooks)
+        deliveries = Deliveries(
+            adapters.store, adapters.gateway, self.link.hand_in, self._deeds.spawn
+        )
+        rooms = Rooms(
+            self._cache, self._keeper, self._attempts, deliveries, self._inputs, self.link
+        )
+        self._performer = Performer(rooms, self._engine.submit, self.clock, self._deeds.spawn)
+        self._sampling = Sampling(settings.policy, self._readings_changed)
+        self._vehicle = adapters.vehicle(self.clock, self.link.cut)
+        status_path = settings.data_folder / STATUS_FILE
+        self._status = StatusFile(status_path, self.status, self.clock.now_ms)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set, then leave cleanly. A bug in any part ends it and is raised."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._engine.run())
+                await self._begin()
+                others = [
+                    group.create_task(self.link.run()),
+                    group.create_task(self._vehicle.run(self._sampling.take)),
+                    group.create_task(self._identity.keep_fresh(self._adapters.gateway)),
+                    group.create_task(self._keep_status()),
+                    group.create_task(self._deeds.watch()),
+                ]
+                await stop.wait()
+                await self._leave()
+                for task in others:
+                    task.cancel()
+                await asyncio.wait(others)
+                await self._deeds.stop()
+                await self._engine.stop()
+        finally:
+            await self._deeds.stop()
+            await self._keeper.stop()
+            await self._adapters.gateway.close()
+            self._status.update()
+
+    def change_policy(self, policy: OwnerPolicy) -> None:
+        """The owner allows something else."""
+        self._sampling.change_policy(policy)
+        self._engine.submit(ev.PolicyChanged(self.clock.now_ms(), policy))
+
+    def capability(self) -> Capability:
+        """What this car offers at this moment."""
+        return Capability(
+            runtimes=tuple(sorted(self._settings.runtimes)),
+            memory_mb=runtime_memory_mb(self._settings),
+            slots=self._settings.slots,
+            models=self._cache.models(),
+            device=f"{platform.machine()}, {self._settings.runtime_threads} threads",
+        )
+
+    def status(self) -> AgentStatus:
+        """One look at everything; its time is left out."""
+        loaded = frozenset(self._performer.loaded)
+        models = tuple(
+            ModelStatus(one, self._cache.name_of(one), one in loaded)
+            for one in self._cache.models()
+        )
+        return AgentStatus(
+            process_id=os.getpid(),
+            boot_id=self.link.boot_id,
+            agent_version=__version__,
+            vehicle_id=self._identity.enrolment.vehicle_id,
+            name=self._settings.name,
+            state=self.guard.state,
+            refusals=self.guard.refusals,
+            is_connected=self.link.is_connected,
+            epoch=self.link.epoch,
+            lease_ids=self.guard.lease_ids,
+            attempts=len(self._attempts),
+            receipts_waiting=self.link.receipts_waiting,
+            models=models,
+            readings=readings_status(self._sampling.newest),
+            figures=self._attempts.figures,
+        )
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(
+            submit=self._engine.submit,
+            clock=self.clock,
+            inputs=self._inputs,
+            gateway=self._adapters.gateway,
+            runtime_of=lambda model_id: self._keeper.running(self._performer.kind_of(model_id)),
+            runtime_cpu_ms=self._keeper.cpu_ms,
+            spawn=self._deeds.spawn,
+            core_power_mw=self._settings.core_power_mw,
+        )
+
+    async def _begin(self) -> None:
+        """Let the guard know of the restart, before anyone hears of the agent."""
+        if not self.guard.receipts():
+            # What a cut left between an acknowledgement and the deletion of its output.
+            self._adapters.store.delete_blobs(OUTPUTS)
+        now_ms = self.clock.now_ms()
+        started = ev.AgentStarted(now_ms, self._settings.policy, self._settings.slots)
+        self._engine.submit(started)
+        await _until(lambda: self._engine.figures.groups > 0)
+
+    async def _leave(self) -> None:
+        """Give back what is held, hand in what is due, and say goodbye."""
+        self._engine.submit(ev.AgentStopping(self.clock.now_ms()))
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                await _until(self._owes_nothing)
+        except TimeoutError:
+            log.warning("left_in_haste", receipts=self.link.receipts_waiting)
+        if not self.guard.lease_ids:
+            self.link.say_goodbye()
+
+    def _owes_nothing(self) -> bool:
+        has_stopped = Refusal.AGENT_STOPPING in self.guard.refusals
+        is_given_back = not self.guard.lease_ids and self.guard.state is not GuardState.YIELDING
+        # Without a link there is nobody to hand in to; the receipts wait in the record.
+        is_handed_in = not self.guard.receipts() or not self.link.epoch
+        return has_stopped and is_given_back and is_handed_in
+
+    async def _keep_status(self) -> None:
+        while True:
+            self._status.update()
+            await asyncio.sleep(STATUS_S)
+
+    def _perform(self, effects: list[AnyGuardEffect]) -> None:
+        self._performer.perform(effects)
+
+    def _exited(self, detail: str) -> None:
+        self._performer.runtime_exited(detail)
+
+    def _offer(self) -> None:
+        self.link.report_capability()
+
+    def _take_grant(self, grant: Grant) -> None:
+        self._inputs.keep(grant)
+        self._cache.learn_address(grant.model_id, grant.manifest_address)
+
+    def _readings_changed(self, readings: Readings) -> None:
+        self._engine.submit(ev.ReadingsChanged(self.clock.now_ms(), readings))
+
+
+def _recovered(store: Store, codec: Codec[ev.AnyGuardEvent, AnyGuardEffect]) -> Recovery[Guard]:
+    """The guard as a fresh process has it: of the one before, only what outlives a process.
+
+    The snapshot makes a later replay begin from the same guard as this process does.
+    """
+    before = recover(store, codec, Guard)
+    image = before.machine.snapshot()
+    if before.events_replayed:
+        store.save_snapshot(before.last_sequence, codec.schema, image)
+    return Recovery(Guard(image), before.last_sequence, before.last_at_ms, 0)
+
+
+def runtime_memory_mb(settings: AgentSettings) -> int:
+    """What one runtime may take: each kind is a program of its own, and all may be up at once."""
+    return max(1, settings.memory_mb // len(settings.runtimes))
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(LOOK_S)
+
+
+def _no_records(effect: AnyGuardEffect) -> list[Record]:
+    """Nobody reads documents in a car."""
+    del effect
+    return []

@@ -1,0 +1,1 @@
+"""The implementations of the bus: in memory and over NATS."""

@@ -1,0 +1,93 @@
+"""The cars of the demo and the trouble that they meet; all of it follows from one seed."""
+
+import random
+from enum import StrEnum
+
+import msgspec
+
+CARS = 8
+
+
+class Trouble(StrEnum):
+    """What happens to a car in the middle of the job."""
+
+    NONE = "stays"
+    OWNER = "owner drives off"
+    KILLED = "agent killed (SIGKILL)"
+    LINK = "loses its link"
+    LATE = "joins late"
+
+
+class Car(msgspec.Struct, frozen=True):
+    """A car of the play. `at` and `back` are shares of the job's expected time, 0 is never."""
+
+    number: int
+    name: str
+    trouble: Trouble
+    at: float = 0.0
+    back: float = 0.0
+    cut_link_s: float = 0.0
+
+
+NAMES = ("Asta", "Birk", "Ciro", "Dana", "Egil", "Faye", "Gwen", "Hugo")
+
+TROUBLES = (
+    Trouble.OWNER,
+    Trouble.OWNER,
+    Trouble.OWNER,
+    Trouble.KILLED,
+    Trouble.LINK,
+    Trouble.LATE,
+    Trouble.NONE,
+    Trouble.NONE,
+)
+
+
+def cast(seed: int) -> list[Car]:
+    """Who plays what: three owners come back, one agent dies, one link breaks, one car is late."""
+    chance = random.Random(seed)  # noqa: S311 - it casts a play, it guards nothing.
+    troubles = list(TROUBLES)
+    chance.shuffle(troubles)
+    return [
+        _car(number, name, trouble, chance)
+        for number, (name, trouble) in enumerate(zip(NAMES, troubles, strict=True))
+    ]
+
+
+def _car(number: int, name: str, trouble: Trouble, chance: random.Random) -> Car:
+    match trouble:
+        case Trouble.OWNER:
+            at = chance.uniform(0.25, 0.6)
+            return Car(number, name, trouble, at=at)
+        case Trouble.KILLED:
+            return Car(number, name, trouble, at=chance.uniform(0.3, 0.5))
+        case Trouble.LINK:
+            cut_link_s = chance.uniform(4.0, 7.0)
+            return Car(number, name, trouble, at=chance.uniform(0.3, 0.5), cut_link_s=cut_link_s)
+        case Trouble.LATE:
+            return Car(number, name, trouble, at=chance.uniform(0.15, 0.25))
+        case _:
+            return Car(number, name, trouble)
+
+
+def timetable(car: Car, begin_s: float, job_s: float, soc_percent: float) -> dict[str, object]:
+    """What the car's sensors say, second by second, in the form of the scripted vehicle.
+
+    The job is expected to begin `begin_s` after the agent and to last `job_s`.
+    """
+    parked: dict[str, object] = {
+        "at_s": 0,
+        "is_parked": True,
+        "is_driver_present": False,
+        "is_plugged_in": True,
+        "soc_percent": soc_percent,
+        "temperature_c": 24.0,
+    }
+    steps = [parked]
+    at_s = begin_s + car.at * job_s
+    if car.trouble is Trouble.OWNER:
+        steps.append({"at_s": at_s, "is_driver_present": True})
+        steps.append({"at_s": at_s + 3.0, "is_parked": False, "is_plugged_in": False})
+    elif car.trouble is Trouble.LINK:
+        steps.append({"at_s": at_s, "cut_link_s": car.cut_link_s})
+    return {"steps": steps}

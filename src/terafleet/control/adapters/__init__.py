@@ -1,0 +1,1 @@
+"""Implementations of the control plane's ports; named only by `control/app.py`."""

@@ -1,0 +1,276 @@
+"""Puts a control plane together from its parts and keeps it running; the only place that does."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import structlog
+import uvicorn
+import uvloop
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from terafleet.bus.adapters.nats import NatsBus
+from terafleet.bus.credentials import NKey, UserCredentials
+from terafleet.bus.nats_server import NatsServer, NatsServerFailed, NatsServerMissing, PortInUse
+from terafleet.bus.ports import BusRefused, BusUnavailable
+from terafleet.control.adapters.catalogue_sqlite import SqliteCatalogue
+from terafleet.control.adapters.objects_folder import FolderObjects
+from terafleet.control.data_folder import ControlSecrets, DataFolder, DataFolderUnknown
+from terafleet.control.gateway.app import create_app
+from terafleet.control.gateway.context import GatewayContext
+from terafleet.control.gateway.keys import key_row, sha256_of
+from terafleet.control.gateway.work import GatewayWorkHandler
+from terafleet.control.ports import Catalogue
+from terafleet.control.settings import ControlSettings
+from terafleet.control.shard.shard import Shard, ShardPorts
+from terafleet.engine.adapters.sqlite import SqliteStore, StoreInUse
+from terafleet.engine.ports import StorageVersionUnknown
+from terafleet.protocol.agent import down_subject, up_subject
+from terafleet.protocol.manifest import SignedManifest
+
+log = structlog.get_logger(__name__)
+
+CREDENTIAL_S = 86_400
+"""A car's credential is good for a day (DESIGN section 4)."""
+
+BUS_RESTART_S = 1.0
+BUS_CONNECT_S = 30.0
+OBJECTS_BYTES_FREE_MIN = 1024 * 1024 * 1024
+OPERATOR = "operator"
+
+
+class StartFailed(Exception):
+    """The control plane could not start; the message says what to do."""
+
+
+def run(settings: ControlSettings) -> int:
+    """Run a control plane until it is told to stop. Returns the exit code."""
+    _set_up_logs(settings.log_level)
+    try:
+        uvloop.run(_run(settings))
+    except StartFailed as fault:
+        sys.stderr.write(f"error: {fault}\n")
+        return 1
+    return 0
+
+
+async def _run(settings: ControlSettings) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with ControlPlane(settings).running() as plane:
+        log.info("control_plane_ready", url=plane.url, data=str(settings.data))
+        ending = asyncio.create_task(stopping.wait())
+        await asyncio.wait({ending, *plane.tasks}, return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        for task in plane.tasks:
+            if task.done():
+                # A part that ends by itself has met a bug; it is raised here.
+                task.result()
+
+
+class ControlPlane:
+    """One gateway and one shard in one process, with a bus of their own or a given one."""
+
+    def __init__(self, settings: ControlSettings) -> None:
+        self.settings = settings
+        self.url = ""
+        self.tasks: list[asyncio.Task[None]] = []
+        self._is_storage_full = False
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["ControlPlane"]:
+        """Start all parts, and stop them in the other order. Raises StartFailed."""
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await self._start(stack)
+            except (DataFolderUnknown, StorageVersionUnknown, StoreInUse) as fault:
+                raise StartFailed(str(fault)) from fault
+            except PortInUse as fault:
+                raise StartFailed(f"{fault}; choose another with --bus-listen") from fault
+            except (NatsServerMissing, NatsServerFailed, BusRefused, BusUnavailable) as fault:
+                raise StartFailed(f"the message bus: {fault}") from fault
+            yield self
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        settings = self.settings
+        listener = _listen(settings.listen_host, settings.listen_port)
+        stack.callback(listener.close)
+        port = listener.getsockname()[1]
+        self.url = settings.advertise_url or f"http://{settings.listen_host}:{port}"
+        folder = DataFolder(settings.data)
+        keys = folder.secrets()
+        store = SqliteStore(folder.record)
+        catalogue = SqliteCatalogue(folder.catalogue)
+        stack.callback(catalogue.close)
+        _keep_operator_key(catalogue, keys.operator_key)
+        objects = FolderObjects(folder.objects, OBJECTS_BYTES_FREE_MIN)
+        bus_urls = settings.bus_urls or await self._start_bus(stack, folder, keys)
+        bus = await _connect(bus_urls, keys)
+        stack.push_async_callback(bus.close)
+        ports = ShardPorts(bus, store, objects, keys.address_secret, secrets.token_hex(4))
+        shard = Shard(ports, settings.shard, self._set_storage_full)
+        stack.push_async_callback(shard.stop)
+        self.tasks.append(asyncio.create_task(shard.run(), name="shard"))
+        context = GatewayContext(
+            bus=bus,
+            catalogue=catalogue,
+            objects=objects,
+            limits=settings.limits,
+            address_secret=keys.address_secret,
+            manifest_key=_public_bytes(keys),
+            bus_urls=settings.bus_advertise_urls or tuple(bus_urls),
+            now_ms=lambda: time.time_ns() // 1_000_000,
+            new_id=lambda: secrets.token_hex(12),
+            sign_manifest=lambda body: SignedManifest(body, keys.manifest_key.sign(body)),
+            issue_credential=lambda vehicle_id, key: _issue(keys, vehicle_id, key),
+            is_storage_full=lambda: self._is_storage_full,
+        )
+        if settings.gateway_work_at_once:
+            worker = GatewayWorkHandler(context, at_once_max=settings.gateway_work_at_once)
+            await worker.start()
+            stack.push_async_callback(worker.close)
+        await self._serve(stack, context, listener)
+        folder.url.write_text(self.url + "\n", encoding="utf-8")
+
+    async def _start_bus(
+        self, stack: contextlib.AsyncExitStack, folder: DataFolder, keys: ControlSecrets
+    ) -> tuple[str, ...]:
+        settings = self.settings
+        server = NatsServer(
+            folder.bus, settings.bus_listen_host, settings.bus_listen_port, keys.bus
+        )
+        await server.start()
+        stack.push_async_callback(server.stop)
+        watching = asyncio.create_task(_keep_bus(server), name="bus")
+        stack.push_async_callback(_cancel, watching)
+        self.tasks.append(watching)
+        return (server.url,)
+
+    async def _serve(
+        self,
+        stack: contextlib.AsyncExitStack,
+        context: GatewayContext,
+        listener: socket.socket,
+    ) -> None:
+        config = uvicorn.Config(
+            create_app(context), log_config=None, access_log=False, lifespan="on", ws="none"
+        )
+        server = _Server(config)
+        task = asyncio.create_task(server.serve([listener]), name="gateway")
+        self.tasks.append(task)
+        while not server.started and not task.done():
+            await asyncio.sleep(0.01)
+        if task.done():
+            task.result()
+
+        async def stop() -> None:
+            server.should_exit = True
+            await task
+
+        stack.push_async_callback(stop)
+
+    def _set_storage_full(self, is_full: bool) -> None:
+        self._is_storage_full = is_full
+        log.warning("storage_full" if is_full else "storage_has_room_again")
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the control plane, which has more to stop than the gateway."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        """Take no signal."""
+        yield
+
+
+def _set_up_logs(level: str) -> None:
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket, taken before anything else is started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as fault:
+        listener.close()
+        raise StartFailed(
+            f"can't listen on {host}:{port} ({os.strerror(fault.errno or 0)}); "
+            "choose another with --listen"
+        ) from fault
+    return listener
+
+
+async def _connect(urls: tuple[str, ...], keys: ControlSecrets) -> NatsBus:
+    key = NKey.generate()
+
+    def credentials() -> UserCredentials:
+        now_s = int(time.time())
+        jwt = keys.bus.user_jwt(key.public, "control-plane", [">"], [">"], CREDENTIAL_S, now_s)
+        return UserCredentials(jwt, key.sign)
+
+    bus = NatsBus(list(urls), credentials, "control-plane")
+    async with asyncio.timeout(BUS_CONNECT_S):
+        await bus.connect()
+    return bus
+
+
+async def _keep_bus(server: NatsServer) -> None:
+    """Start the bus anew whenever it ends; all sides connect again by themselves."""
+    while True:
+        await asyncio.sleep(BUS_RESTART_S)
+        if not server.is_running:
+            log.error("bus_ended_starting_again")
+            with contextlib.suppress(NatsServerFailed, PortInUse):
+                await server.start()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _issue(keys: ControlSecrets, vehicle_id: str, public_key: str) -> tuple[str, int]:
+    """A car's credential: it may speak and listen on its own subjects, nothing else."""
+    now_s = int(time.time())
+    jwt = keys.bus.user_jwt(
+        public_key,
+        vehicle_id,
+        [up_subject(vehicle_id)],
+        [down_subject(vehicle_id)],
+        CREDENTIAL_S,
+        now_s,
+    )
+    return jwt, now_s + CREDENTIAL_S
+
+
+def _public_bytes(keys: ControlSecrets) -> bytes:
+    return keys.manifest_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+def _keep_operator_key(catalogue: Catalogue, secret: str) -> None:
+    """The first operator's key lies in the data folder; the catalogue knows it by its hash."""
+    if catalogue.key_by_secret(sha256_of(secret)) is None:
+        now_ms = time.time_ns() // 1_000_000
+        catalogue.add_key(key_row("key-operator", secret, OPERATOR, OPERATOR, OPERATOR, now_ms))

@@ -1,0 +1,1 @@
+"""HTTP for customers, operators and cars; stateless but for catalogue and objects."""

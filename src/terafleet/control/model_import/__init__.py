@@ -1,0 +1,1 @@
+"""Makes model files that cars run out of files that people publish."""

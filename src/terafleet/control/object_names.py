@@ -1,0 +1,22 @@
+"""Which names objects may have; strict, because a folder keeps them under these names."""
+
+import re
+
+NAME_CHARACTERS_MAX = 200
+
+_PART = r"[a-z0-9_-][a-z0-9._-]*"
+_NAME = re.compile(rf"{_PART}(?:/{_PART})*")
+
+
+def is_object_name(name: str) -> bool:
+    """Whether it is parts of a-z, 0-9, `_`, `-`, `.` with slashes between; no part begins with `.`.
+
+    So neither `..` nor an absolute path nor a hidden file is a name.
+    """
+    return len(name) <= NAME_CHARACTERS_MAX and _NAME.fullmatch(name) is not None
+
+
+def check_object_name(name: str) -> None:
+    """Raise ValueError unless it is the name of an object."""
+    if not is_object_name(name):
+        raise ValueError(f"not the name of an object: {name[:NAME_CHARACTERS_MAX]!r}")

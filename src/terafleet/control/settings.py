@@ -1,0 +1,31 @@
+"""What the operator sets for a control plane; read once."""
+
+from pathlib import Path
+
+import msgspec
+
+from terafleet.control.gateway.context import GatewayLimits
+from terafleet.control.shard.shard import ShardSettings
+
+
+class ControlSettings(msgspec.Struct, frozen=True):
+    """Where a control plane keeps its data, listens, and how it is reached.
+
+    Without `bus_urls` it runs a NATS server of its own on `bus_listen_host` and
+    `bus_listen_port` (0 takes a free one). `advertise_url` is how cars reach the gateway, and
+    `bus_advertise_urls` how they reach the bus, where that differs from where these listen.
+    """
+
+    data: Path
+    listen_host: str = "127.0.0.1"
+    listen_port: int = 8600
+    bus_listen_host: str = "127.0.0.1"
+    bus_listen_port: int = 8622
+    bus_urls: tuple[str, ...] = ()
+    bus_advertise_urls: tuple[str, ...] = ()
+    advertise_url: str = ""
+    database_url: str = ""
+    log_level: str = "info"
+    gateway_work_at_once: int = 2
+    limits: GatewayLimits = GatewayLimits()
+    shard: ShardSettings = ShardSettings()

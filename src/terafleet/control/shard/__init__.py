@@ -1,0 +1,1 @@
+"""The shell around the fleet's machine: links to cars, answers to gateways, deeds for effects."""

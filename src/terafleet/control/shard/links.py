@@ -1,0 +1,281 @@
+"""The cars' side of the shard: heartbeats end here, the fleet hears only changes and silences."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+import structlog
+
+from terafleet.bus.ports import Bus, BusUnavailable, Message
+from terafleet.core import events as ev
+from terafleet.core.ids import Epoch, VehicleId, output_name
+from terafleet.core.reasons import Failure
+from terafleet.engine.ports import Blob
+from terafleet.protocol.agent import (
+    ENCODER,
+    FROM_VEHICLE_DECODER,
+    PROTOCOL,
+    CapabilityReport,
+    Fenced,
+    FromVehicle,
+    Goodbye,
+    Heartbeat,
+    HeartbeatAnswer,
+    Hello,
+    PermitReport,
+    Receipt,
+    Receipts,
+    ToVehicle,
+    Welcome,
+    down_subject,
+    vehicle_of,
+)
+
+log = structlog.get_logger(__name__)
+
+Submit = Callable[[ev.FleetEvent, Sequence[Blob]], bool]
+
+
+class LinkSettings(msgspec.Struct, frozen=True):
+    """How often cars speak, and after how long they count as silent.
+
+    A car that permits speaks every `heartbeat_ms`, so that its leases never run out while the
+    link is well; one that refuses holds no lease and speaks rarely.
+    """
+
+    lease_ms: int = 20_000
+    margin_ms: int = 4_000
+    heartbeat_ms: int = 4_000
+    silence_ms: int = 10_000
+    heartbeat_refusing_ms: int = 60_000
+    silence_refusing_ms: int = 150_000
+
+
+class _Link:
+    """One epoch of one car."""
+
+    __slots__ = ("epoch", "heard_ms", "is_permitting", "is_silent")
+
+    def __init__(self, epoch: Epoch, heard_ms: int, is_permitting: bool) -> None:
+        self.epoch = epoch
+        self.heard_ms = heard_ms
+        self.is_permitting = is_permitting
+        self.is_silent = False
+
+
+class Links:
+    """All cars' connections. Cars are kept in the order in which they were last heard, so that
+    looking for silent ones touches only those."""
+
+    def __init__(
+        self, bus: Bus, submit: Submit, now_ms: Callable[[], int], settings: LinkSettings
+    ) -> None:
+        self._bus = bus
+        self._submit = submit
+        self._now_ms = now_ms
+        self._settings = settings
+        self._links: dict[VehicleId, _Link] = {}
+        self._permitting: OrderedDict[VehicleId, None] = OrderedDict()
+        self._refusing: OrderedDict[VehicleId, None] = OrderedDict()
+
+    def heard_ms(self, vehicle_id: VehicleId) -> int:
+        """When a car was last heard, or 0."""
+        link = self._links.get(vehicle_id)
+        return link.heard_ms if link else 0
+
+    def resume(self, vehicles: Iterable[tuple[VehicleId, Epoch, bool]]) -> None:
+        """Go on with the epochs of before a restart: each counts as heard at this moment."""
+        for vehicle_id, epoch, is_permitting in vehicles:
+            self._open(vehicle_id, epoch, is_permitting)
+
+    def send(self, vehicle_id: VehicleId, message: ToVehicle) -> None:
+        """Send to one car; a message that can't leave is lost, and the protocol bears that."""
+        try:
+            self._bus.publish(down_subject(vehicle_id), ENCODER.encode(message))
+        except BusUnavailable:
+            log.debug("message_not_sent", vehicle=vehicle_id, kind=type(message).__name__)
+
+    def welcome(self, vehicle_id: VehicleId, epoch: Epoch, boot_id: str) -> None:
+        """Begin an epoch and tell the car."""
+        known = self._links.get(vehicle_id)
+        self._open(vehicle_id, epoch, known.is_permitting if known else True)
+        settings = self._settings
+        self.send(
+            vehicle_id,
+            Welcome(
+                epoch,
+                boot_id,
+                settings.lease_ms,
+                settings.margin_ms,
+                settings.heartbeat_ms,
+                settings.heartbeat_refusing_ms,
+            ),
+        )
+
+    def fence(self, vehicle_id: VehicleId, epoch: Epoch) -> None:
+        """End an epoch and tell the car."""
+        link = self._links.get(vehicle_id)
+        if link is not None and link.epoch == epoch:
+            del self._links[vehicle_id]
+            self._permitting.pop(vehicle_id, None)
+            self._refusing.pop(vehicle_id, None)
+        self.send(vehicle_id, Fenced(epoch, "epoch_over" if epoch else "vehicle_unknown"))
+
+    def look_for_silence(self) -> None:
+        """Report the cars that have been silent for too long; call it about every second."""
+        now_ms = self._now_ms()
+        self._look(self._permitting, now_ms - self._settings.silence_ms)
+        self._look(self._refusing, now_ms - self._settings.silence_refusing_ms)
+
+    def _look(self, in_order: OrderedDict[VehicleId, None], before_ms: int) -> None:
+        while in_order:
+            vehicle_id = next(iter(in_order))
+            link = self._links[vehicle_id]
+            if link.heard_ms > before_ms:
+                return
+            del in_order[vehicle_id]
+            link.is_silent = True
+            event = ev.VehicleSilent(self._now_ms(), vehicle_id, link.epoch, link.heard_ms)
+            self._submit(event, ())
+
+    def receive(self, message: Message) -> None:
+        """Take a message of a car; the bus vouches that the subject is the sender's own."""
+        vehicle_id = vehicle_of(message.subject)
+        try:
+            decoded: FromVehicle = FROM_VEHICLE_DECODER.decode(message.body)
+        except msgspec.DecodeError as fault:
+            log.warning("message_undecodable", vehicle=vehicle_id, fault=str(fault))
+            return
+        if isinstance(decoded, Hello):
+            self._hello(vehicle_id, decoded)
+            return
+        link = self._links.get(vehicle_id)
+        if link is None or link.epoch != decoded.epoch:
+            self.send(vehicle_id, Fenced(decoded.epoch, "epoch_over"))
+            return
+        self._heard(vehicle_id, link)
+        self._take(vehicle_id, link, decoded)
+
+    def _take(
+        self,
+        vehicle_id: VehicleId,
+        link: _Link,
+        message: Heartbeat | PermitReport | CapabilityReport | Receipts | Goodbye,
+    ) -> None:
+        now_ms = self._now_ms()
+        match message:
+            case Heartbeat():
+                self._place(vehicle_id, link, message.is_permitting)
+                self.send(vehicle_id, HeartbeatAnswer(link.epoch, message.sent_ms))
+            case Receipts():
+                for receipt in message.receipts:
+                    event, blobs = _event_of(now_ms, vehicle_id, link.epoch, receipt)
+                    self._submit(event, blobs)
+            case PermitReport():
+                self._place(vehicle_id, link, not message.refusals)
+                self._submit(ev.PermitChanged(now_ms, vehicle_id, link.epoch, message.refusals), ())
+            case CapabilityReport():
+                self._submit(
+                    ev.CapabilityChanged(now_ms, vehicle_id, link.epoch, message.capability), ()
+                )
+            case Goodbye():
+                self._submit(ev.VehicleLeft(now_ms, vehicle_id, link.epoch), ())
+
+    def _hello(self, vehicle_id: VehicleId, hello: Hello) -> None:
+        if hello.protocol != PROTOCOL:
+            self.send(vehicle_id, Fenced(Epoch(0), "protocol_unsupported"))
+            return
+        link = self._links.get(vehicle_id)
+        if link is not None:
+            self._heard(vehicle_id, link)
+            link.is_permitting = not hello.refusals
+        self._submit(
+            ev.VehicleConnected(
+                self._now_ms(),
+                vehicle_id,
+                hello.boot_id,
+                hello.capability,
+                hello.refusals,
+                hello.held,
+            ),
+            (),
+        )
+
+    def _open(self, vehicle_id: VehicleId, epoch: Epoch, is_permitting: bool) -> None:
+        link = _Link(epoch, self._now_ms(), is_permitting)
+        self._links[vehicle_id] = link
+        self._queue(vehicle_id, link)
+
+    def _queue(self, vehicle_id: VehicleId, link: _Link) -> None:
+        """Put a car behind all that were heard before it."""
+        mine, other = self._permitting, self._refusing
+        if not link.is_permitting:
+            mine, other = other, mine
+        other.pop(vehicle_id, None)
+        mine[vehicle_id] = None
+        mine.move_to_end(vehicle_id)
+
+    def _heard(self, vehicle_id: VehicleId, link: _Link) -> None:
+        link.heard_ms = self._now_ms()
+        self._queue(vehicle_id, link)
+        if link.is_silent:
+            link.is_silent = False
+            self._submit(ev.VehicleHeard(link.heard_ms, vehicle_id, link.epoch), ())
+
+    def _place(self, vehicle_id: VehicleId, link: _Link, is_permitting: bool) -> None:
+        if link.is_permitting != is_permitting:
+            link.is_permitting = is_permitting
+            self._queue(vehicle_id, link)
+
+
+def _event_of(
+    now_ms: int, vehicle_id: VehicleId, epoch: Epoch, receipt: Receipt
+) -> tuple[ev.FleetEvent, Sequence[Blob]]:
+    """The fact that a receipt tells, and the output that came with it."""
+    lease_id, unit_id = receipt.lease_id, receipt.unit_id
+    if receipt.ending is not None:
+        return (
+            ev.LeaseReleased(
+                now_ms,
+                vehicle_id,
+                epoch,
+                lease_id,
+                receipt.ending,
+                receipt.detail,
+                receipt.energy_mwh,
+            ),
+            (),
+        )
+    failure, detail = receipt.failure, receipt.detail
+    if failure is None and receipt.payload and not _is_whole(receipt):
+        failure, detail = Failure.OUTPUT_INCOMPLETE, "the output does not match its digest"
+    if failure is not None:
+        energy_mwh = receipt.energy_mwh
+        return (
+            ev.AttemptFailed(
+                now_ms, vehicle_id, epoch, lease_id, unit_id, failure, detail, energy_mwh
+            ),
+            (),
+        )
+    blobs = (Blob(output_name(lease_id, unit_id), receipt.payload),) if receipt.payload else ()
+    return (
+        ev.AttemptReturned(
+            now_ms,
+            vehicle_id,
+            epoch,
+            lease_id,
+            unit_id,
+            receipt.answers,
+            receipt.answers_failed,
+            receipt.prompt_tokens,
+            receipt.completion_tokens,
+            receipt.energy_mwh,
+            receipt.runtime_ms,
+        ),
+        blobs,
+    )
+
+
+def _is_whole(receipt: Receipt) -> bool:
+    return hashlib.sha256(receipt.payload).digest() == receipt.digest

@@ -1,0 +1,284 @@
+"""Turns the fleet's effects into messages: one method for each, one message a car and group."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from terafleet.bus.ports import Bus, BusUnavailable
+from terafleet.control.ports import ObjectMissing, Objects
+from terafleet.control.shard.links import Links
+from terafleet.control.shard.service import Answers
+from terafleet.core import effects as fx
+from terafleet.core.ids import Epoch, LeaseId, VehicleId, WorkUnitId, input_name, output_name
+from terafleet.engine.ports import Record
+from terafleet.protocol.addresses import sign_address
+from terafleet.protocol.agent import (
+    INLINE_BYTES_MAX,
+    Acknowledge,
+    Grant,
+    Grants,
+    HelloWanted,
+    OfferedUnit,
+    Revoke,
+)
+from terafleet.protocol.fleet_http import model_path, object_path
+from terafleet.protocol.shard import (
+    ENCODER,
+    GATEWAY_WORK_SUBJECT,
+    Answered,
+    AnyGatewayWork,
+    Assemble,
+    BatchView,
+    Cut,
+    Forget,
+    Outcome,
+)
+
+BATCH_RECORD = "batch"
+"""The kind of the records that customers' batches are read from."""
+
+WINDOW_BYTES = 64 * 1024
+WINDOWS_MAX = 256
+"""How much is read ahead, and for how many batches at once: 16 MiB in all."""
+
+GRANT_BYTES_MAX = 1024 * 1024
+"""Grants of a car are sent in messages of about this size."""
+
+
+class Addresses:
+    """Signs the addresses that cars get; those of manifests are kept while they are fresh."""
+
+    def __init__(self, secret: bytes, now_ms: Callable[[], int], valid_s: int = 3_600) -> None:
+        self._secret = secret
+        self._now_ms = now_ms
+        self._valid_s = valid_s
+        self._manifests: dict[str, tuple[int, str]] = {}
+
+    def manifest(self, model_id: str) -> str:
+        """Where a car reads a model's manifest."""
+        now_s = self._now_ms() // 1_000
+        fresh_s, address = self._manifests.get(model_id, (0, ""))
+        if fresh_s < now_s:
+            path = model_path(model_id)
+            address = sign_address(self._secret, "GET", path, now_s + self._valid_s)
+            self._manifests[model_id] = (now_s + self._valid_s // 2, address)
+        return address
+
+    def input(self, name: str, offset: int, length: int) -> str:
+        """Where a car reads a large input."""
+        path = object_path(name, offset, length)
+        return sign_address(self._secret, "GET", path, self._expires_s())
+
+    def output(self, lease_id: LeaseId, unit_id: WorkUnitId) -> str:
+        """Where a car puts a large output."""
+        path = object_path(output_name(lease_id, unit_id))
+        return sign_address(self._secret, "PUT", path, self._expires_s())
+
+    def _expires_s(self) -> int:
+        return self._now_ms() // 1_000 + self._valid_s
+
+
+class Inputs:
+    """Reads inputs ahead: units of a batch are granted in their order, and are mostly small."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._windows: OrderedDict[str, tuple[int, bytes]] = OrderedDict()
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """Some bytes of an object; short or empty where it has no more. Raises ObjectMissing."""
+        begin, body = self._windows.get(name, (0, b""))
+        if begin <= offset and offset + length <= begin + len(body):
+            return body[offset - begin : offset - begin + length]
+        body = self._objects.read_now(name, offset, max(length, WINDOW_BYTES))
+        self._windows[name] = (offset, body)
+        self._windows.move_to_end(name)
+        if len(self._windows) > WINDOWS_MAX:
+            self._windows.popitem(last=False)
+        return body[:length]
+
+    def forget(self, name: str) -> None:
+        """An object is about to go."""
+        self._windows.pop(name, None)
+
+
+class _Outgoing:
+    """What one group of effects has for one car."""
+
+    __slots__ = ("acknowledged", "epoch", "grants", "size")
+
+    def __init__(self, epoch: Epoch) -> None:
+        self.epoch = epoch
+        self.grants: list[Grant] = []
+        self.size = 0
+        self.acknowledged: list[tuple[LeaseId, WorkUnitId]] = []
+
+
+class Performer:
+    """Performs the effects of the fleet; never raises, never waits."""
+
+    def __init__(
+        self,
+        links: Links,
+        bus: Bus,
+        objects: Objects,
+        addresses: Addresses,
+        answers: Answers,
+        discard: Callable[[Sequence[str]], None],
+    ) -> None:
+        self._links = links
+        self._bus = bus
+        self._inputs = Inputs(objects)
+        self._addresses = addresses
+        self._answers = answers
+        self._discard = discard
+        self._outgoing: dict[VehicleId, _Outgoing] = {}
+
+    def perform(self, effects: list[fx.FleetEffect]) -> None:
+        """Do what a group of effects asks."""
+        for effect in effects:
+            _METHODS[type(effect)](self, effect)
+        for vehicle_id, outgoing in self._outgoing.items():
+            self._flush(vehicle_id, outgoing)
+        self._outgoing.clear()
+
+    def _to(self, vehicle_id: VehicleId, epoch: Epoch) -> _Outgoing:
+        outgoing = self._outgoing.get(vehicle_id)
+        if outgoing is not None and outgoing.epoch == epoch:
+            return outgoing
+        if outgoing is not None:
+            self._flush(vehicle_id, outgoing)
+        outgoing = self._outgoing[vehicle_id] = _Outgoing(epoch)
+        return outgoing
+
+    def _flush(self, vehicle_id: VehicleId, outgoing: _Outgoing) -> None:
+        if outgoing.acknowledged:
+            self._links.send(vehicle_id, Acknowledge(tuple(outgoing.acknowledged)))
+            outgoing.acknowledged.clear()
+        if outgoing.grants:
+            self._links.send(vehicle_id, Grants(outgoing.epoch, tuple(outgoing.grants)))
+            outgoing.grants.clear()
+            outgoing.size = 0
+
+    def _welcome(self, effect: fx.WelcomeVehicle) -> None:
+        self._links.welcome(effect.vehicle_id, effect.epoch, effect.boot_id)
+
+    def _fence(self, effect: fx.FenceVehicle) -> None:
+        self._links.fence(effect.vehicle_id, effect.epoch)
+
+    def _ask_hello(self, effect: fx.AskHello) -> None:
+        self._links.send(effect.vehicle_id, HelloWanted())
+
+    def _grant(self, effect: fx.GrantLease) -> None:
+        outgoing = self._to(effect.vehicle_id, effect.epoch)
+        name = input_name(effect.batch_id)
+        units = []
+        for unit in effect.units:
+            payload, address = self._input(name, unit)
+            outgoing.size += len(payload) + 400
+            output_address = self._addresses.output(effect.lease_id, unit.unit_id)
+            units.append(
+                OfferedUnit(
+                    unit.unit_id, unit.requests, unit.digest, payload, address, output_address
+                )
+            )
+        outgoing.grants.append(
+            Grant(
+                effect.lease_id,
+                effect.model_id,
+                self._addresses.manifest(effect.model_id),
+                effect.endpoint,
+                tuple(units),
+            )
+        )
+        if outgoing.size >= GRANT_BYTES_MAX:
+            self._flush(effect.vehicle_id, outgoing)
+
+    def _input(self, name: str, unit: fx.GrantedUnit) -> tuple[bytes, str]:
+        if unit.length <= INLINE_BYTES_MAX:
+            try:
+                return self._inputs.read(name, unit.offset, unit.length), ""
+            except ObjectMissing:
+                # The batch has ended since; its lease is about to be revoked.
+                return b"", ""
+        return b"", self._addresses.input(name, unit.offset, unit.length)
+
+    def _revoke(self, effect: fx.RevokeLease) -> None:
+        outgoing = self._outgoing.get(effect.vehicle_id)
+        if outgoing is not None:
+            self._flush(effect.vehicle_id, outgoing)
+        self._links.send(effect.vehicle_id, Revoke(effect.epoch, (effect.lease_id,), effect.ending))
+
+    def _acknowledge(self, effect: fx.AcknowledgeReceipt) -> None:
+        outgoing = self._to(effect.vehicle_id, effect.epoch)
+        outgoing.acknowledged.append((effect.lease_id, effect.unit_id))
+
+    def _drop_output(self, effect: fx.DropOutput) -> None:
+        self._discard([output_name(effect.lease_id, effect.unit_id)])
+
+    def _answer(self, effect: fx.AnswerRequest) -> None:
+        self._answers.give(effect.request_id, Answered(effect.refused, effect.detail))
+
+    def _cut(self, effect: fx.CutBatch) -> None:
+        self._ask_gateway(
+            Cut(
+                effect.batch_id,
+                effect.input_file_id,
+                effect.endpoint,
+                effect.tokens_per_s,
+                effect.slots,
+            )
+        )
+
+    def _assemble(self, effect: fx.AssembleOutput) -> None:
+        outcomes = tuple(
+            Outcome(one.unit_id, one.requests, one.lease_id, one.ending, one.detail)
+            for one in effect.outcomes
+        )
+        self._ask_gateway(
+            Assemble(effect.batch_id, effect.customer_id, effect.input_file_id, outcomes)
+        )
+
+    def _forget(self, effect: fx.ForgetBatch) -> None:
+        self._inputs.forget(input_name(effect.batch_id))
+        self._discard([output_name(lease_id, unit_id) for lease_id, unit_id in effect.outputs])
+        self._ask_gateway(Forget(effect.batch_id, effect.outputs))
+
+    def _ask_gateway(self, work: AnyGatewayWork) -> None:
+        try:
+            self._bus.publish(GATEWAY_WORK_SUBJECT, ENCODER.encode(work))
+        except BusUnavailable:
+            # The fleet asks again after a while.
+            return
+
+
+_METHODS: dict[type, Callable[[Performer, Any], None]] = {
+    fx.WelcomeVehicle: Performer._welcome,
+    fx.FenceVehicle: Performer._fence,
+    fx.AskHello: Performer._ask_hello,
+    fx.GrantLease: Performer._grant,
+    fx.RevokeLease: Performer._revoke,
+    fx.AcknowledgeReceipt: Performer._acknowledge,
+    fx.DropOutput: Performer._drop_output,
+    fx.AnswerRequest: Performer._answer,
+    fx.CutBatch: Performer._cut,
+    fx.AssembleOutput: Performer._assemble,
+    fx.ForgetBatch: Performer._forget,
+}
+
+
+def to_records(effect: fx.FleetEffect) -> Sequence[Record]:
+    """The records that a `record` effect becomes: a batch as its customer reads it."""
+    assert isinstance(effect, fx.RecordBatch)
+    view = BatchView(*msgspec.structs.astuple(effect))
+    return (
+        Record(
+            BATCH_RECORD,
+            effect.batch_id,
+            ENCODER.encode(view),
+            parent=effect.customer_id,
+            sort=effect.created_ms,
+        ),
+    )

@@ -1,0 +1,276 @@
+"""Answers gateways: what changes the fleet becomes an event, what is read is read."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from terafleet import __version__
+from terafleet.bus.ports import Bus, BusUnavailable, Message
+from terafleet.control.shard.links import Links, Submit
+from terafleet.control.shard.story import tell
+from terafleet.core import events as ev
+from terafleet.core.fleet import Fleet
+from terafleet.core.ids import RequestId, output_name
+from terafleet.core.reasons import Refused
+from terafleet.core.records import VehicleRecord
+from terafleet.engine.engine import Figures
+from terafleet.engine.ports import Record, Store
+from terafleet.protocol import shard as q
+from terafleet.protocol.agent import MESSAGE_BYTES_MAX
+
+log = structlog.get_logger(__name__)
+
+BATCH_RECORD = "batch"
+OUTPUTS_BYTES_MAX = MESSAGE_BYTES_MAX // 2
+
+
+class Answers:
+    """Where the answers to open questions go."""
+
+    def __init__(self, bus: Bus, boot_id: str) -> None:
+        self._bus = bus
+        self._boot_id = boot_id
+        self._count = 0
+        self._open: dict[RequestId, str] = {}
+
+    def expect(self, reply: str) -> RequestId:
+        """A name for a question whose answer goes to `reply`."""
+        self._count += 1
+        request_id = RequestId(f"{self._boot_id}-{self._count}")
+        if reply:
+            self._open[request_id] = reply
+        return request_id
+
+    def give(self, request_id: RequestId, answer: q.Reply) -> None:
+        """Answer a question by its name; of an earlier process's questions none are open."""
+        reply = self._open.pop(request_id, None)
+        if reply is not None:
+            self.send(reply, answer)
+
+    def send(self, reply: str, answer: q.Reply) -> None:
+        """Answer at once."""
+        try:
+            self._bus.publish(reply, q.ENCODER.encode(answer))
+        except BusUnavailable:
+            log.debug("answer_not_sent", kind=type(answer).__name__)
+
+
+class ShardView:
+    """What may be read of a shard."""
+
+    def __init__(self, fleet: Fleet, store: Store, links: Links, started_ms: int) -> None:
+        self.fleet = fleet
+        self.store = store
+        self.links = links
+        self.started_ms = started_ms
+
+    def batch(self, question: q.GetBatch) -> q.BatchView | q.Answered:
+        """One batch of one customer."""
+        record = self.store.record(BATCH_RECORD, question.batch_id)
+        if record is None or record.parent != question.customer_id:
+            return q.Answered(Refused.BATCH_UNKNOWN, "no such batch")
+        return _batch_view(record)
+
+    def batches(self, question: q.ListBatches) -> q.BatchList | q.Answered:
+        """Some batches of one customer, newest first."""
+        after = None
+        if question.after:
+            record = self.store.record(BATCH_RECORD, question.after)
+            if record is None or record.parent != question.customer_id:
+                return q.Answered(Refused.BATCH_UNKNOWN, f"no such batch: {question.after}")
+            after = (record.sort, record.id)
+        limit = max(1, min(question.limit, 100))
+        found = self.store.records(BATCH_RECORD, question.customer_id, after, limit + 1)
+        views = tuple(_batch_view(record) for record in found[:limit])
+        return q.BatchList(views, len(found) > limit)
+
+    def outputs(self, question: q.GetOutputs) -> q.Outputs:
+        """Outputs by name, as many as fit into a message, at least one."""
+        bodies: list[bytes | None] = []
+        size = 0
+        for lease_id, unit_id in question.attempts:
+            body = self.store.blob(output_name(lease_id, unit_id))
+            size += len(body or b"")
+            if bodies and size > OUTPUTS_BYTES_MAX:
+                break
+            bodies.append(body)
+        return q.Outputs(tuple(bodies))
+
+    def vehicles(self) -> q.VehicleList:
+        """All cars."""
+        state = self.fleet.state
+        return q.VehicleList(
+            tuple(
+                _vehicle_view(vehicle, self.links.heard_ms(vehicle.vehicle_id))
+                for vehicle in state.vehicles.values()
+            )
+        )
+
+    def status(self, now_ms: int, figures: Figures, is_storage_full: bool) -> q.ShardStatus:
+        """How the shard is."""
+        state = self.fleet.state
+        states = Counter(str(vehicle.state) for vehicle in state.vehicles.values())
+        return q.ShardStatus(
+            version=__version__,
+            at_ms=now_ms,
+            started_ms=self.started_ms,
+            is_storage_full=is_storage_full,
+            bytes_free=self.store.bytes_free(),
+            vehicles=dict(states),
+            units_waiting=sum(shape.waiting_units for shape in state.index.shapes.values()),
+            units_running=sum(len(lease.unit_ids) for lease in state.leases.values()),
+            batches_open=len(state.batches),
+            journal_sequence=figures.sequence,
+            figures={
+                "events": figures.events,
+                "commits": figures.commits,
+                "commit_ms_mean": round(figures.commit_ms_mean, 3),
+                "commits_failed": figures.commits_failed,
+                "inbox_length": figures.inbox_length,
+                "events_refused": figures.refused,
+                "snapshots": figures.snapshots,
+            },
+        )
+
+
+def _batch_view(record: Record) -> q.BatchView:
+    assert record.body is not None
+    return msgspec.msgpack.decode(record.body, type=q.BatchView)
+
+
+def _vehicle_view(vehicle: VehicleRecord, heard_ms: int) -> q.VehicleView:
+    capability = vehicle.capability
+    return q.VehicleView(
+        vehicle_id=vehicle.vehicle_id,
+        name=vehicle.name,
+        state=str(vehicle.state),
+        refusals=tuple(str(one) for one in vehicle.refusals),
+        epoch=vehicle.epoch,
+        device=capability.device if capability else "",
+        slots=capability.slots if capability else 0,
+        leases=len(vehicle.leases),
+        units_succeeded=vehicle.units_succeeded,
+        attempts_lost=dict(vehicle.attempts_lost),
+        energy_mwh=vehicle.energy_mwh,
+        energy_lost_mwh=vehicle.energy_lost_mwh,
+        runtime_ms=vehicle.runtime_ms,
+        lost_ms=vehicle.lost_ms,
+        reward_micro=vehicle.reward_micro,
+        quarantined_until_ms=vehicle.quarantined_until_ms,
+        heard_ms=heard_ms,
+    )
+
+
+class Service:
+    """Takes questions from the bus."""
+
+    def __init__(
+        self,
+        view: ShardView,
+        answers: Answers,
+        submit: Submit,
+        now_ms: Callable[[], int],
+        health: Callable[[], tuple[Figures, bool]],
+    ) -> None:
+        self._view = view
+        self._answers = answers
+        self._submit = submit
+        self._now_ms = now_ms
+        self._health = health
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def receive(self, message: Message) -> None:
+        """Take one question; an undecodable one gets no answer."""
+        try:
+            question = q.QUESTION_DECODER.decode(message.body)
+        except msgspec.DecodeError as fault:
+            log.warning("question_undecodable", fault=str(fault))
+            return
+        if isinstance(question, q.GetOutputs | q.GetStory):
+            task = asyncio.create_task(self._read_slowly(question, message.reply))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif isinstance(question, q.GetBatch | q.ListBatches | q.ListVehicles | q.GetStatus):
+            self._answers.send(message.reply, self._read(question))
+        else:
+            self._change(question, message.reply)
+
+    async def _read_slowly(self, question: q.GetOutputs | q.GetStory, reply: str) -> None:
+        if isinstance(question, q.GetOutputs):
+            answer: q.Reply = await asyncio.to_thread(self._view.outputs, question)
+        else:
+            answer = await asyncio.to_thread(tell, self._view.store, question.about, question.limit)
+        self._answers.send(reply, answer)
+
+    def _read(self, question: q.GetBatch | q.ListBatches | q.ListVehicles | q.GetStatus) -> q.Reply:
+        match question:
+            case q.GetBatch():
+                return self._view.batch(question)
+            case q.ListBatches():
+                return self._view.batches(question)
+            case q.ListVehicles():
+                return self._view.vehicles()
+            case q.GetStatus():
+                return self._view.status(self._now_ms(), *self._health())
+
+    def _change(self, question: q.AnyQuestion, reply: str) -> None:
+        _, is_storage_full = self._health()
+        if is_storage_full and isinstance(question, q.CreateBatch):
+            refused = q.Answered(Refused.STORAGE_FULL, "the control plane's disk is full")
+            self._answers.send(reply, refused)
+            return
+        request_id = self._answers.expect(reply)
+        if not self._submit(event_of(question, self._now_ms(), request_id), ()):
+            self._answers.give(request_id, q.Answered(Refused.OVERLOADED, "the inbox is full"))
+
+
+def event_of(question: q.AnyQuestion, now_ms: int, request_id: RequestId) -> ev.FleetEvent:
+    """The fact that a changing question brings in."""
+    match question:
+        case q.CreateBatch():
+            return ev.BatchCreated(
+                now_ms,
+                question.batch_id,
+                question.customer_id,
+                question.endpoint,
+                question.model_ids,
+                question.requests,
+                question.window_ms,
+                question.input_file_id,
+                question.metadata,
+                request_id,
+            )
+        case q.SubmitUnits():
+            return ev.BatchSubmitted(
+                now_ms,
+                question.batch_id,
+                question.units,
+                question.requests_failed,
+                request_id,
+            )
+        case q.RejectBatch():
+            return ev.BatchRejected(now_ms, question.batch_id, question.errors, request_id)
+        case q.CancelBatch():
+            return ev.BatchCancelled(now_ms, question.batch_id, question.customer_id, request_id)
+        case q.BatchFilesWritten():
+            return ev.BatchAssembled(
+                now_ms,
+                question.batch_id,
+                question.output_file_id,
+                question.error_file_id,
+                request_id,
+            )
+        case q.EnrolVehicle():
+            return ev.VehicleEnrolled(now_ms, question.vehicle_id, question.name, request_id)
+        case q.RemoveVehicle():
+            return ev.VehicleRemoved(now_ms, question.vehicle_id, request_id)
+        case q.DrainVehicle():
+            return ev.VehicleDrained(now_ms, question.vehicle_id, question.is_draining, request_id)
+        case q.AddModel():
+            return ev.ModelAdded(now_ms, question.needs, request_id)
+        case q.RemoveModel():
+            return ev.ModelRemoved(now_ms, question.model_id, request_id)
+    raise AssertionError(f"{type(question).__name__} changes nothing")

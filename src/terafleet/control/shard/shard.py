@@ -1,0 +1,138 @@
+"""One shard: the fleet's machine in its engine, the links to cars, the answers to gateways."""
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import Callable, Sequence
+
+import msgspec
+import structlog
+
+from terafleet.bus.ports import Bus, Subscription
+from terafleet.control.ports import Objects
+from terafleet.control.shard.journal import FLEET_CODEC
+from terafleet.control.shard.links import Links, LinkSettings
+from terafleet.control.shard.performer import Addresses, Performer, to_records
+from terafleet.control.shard.service import Answers, Service, ShardView
+from terafleet.core import events as ev
+from terafleet.core.effects import FleetEffect
+from terafleet.core.fleet import Fleet
+from terafleet.core.settings import FleetSettings
+from terafleet.engine.clock import SystemClock
+from terafleet.engine.engine import Engine, Figures, Shell
+from terafleet.engine.ports import Blob, Store
+from terafleet.engine.recovery import recover
+from terafleet.engine.settings import EngineSettings
+from terafleet.protocol.agent import UP_SUBJECTS
+from terafleet.protocol.shard import SHARD_SUBJECT
+
+log = structlog.get_logger(__name__)
+
+SILENCE_LOOK_S = 1.0
+
+
+class ShardSettings(msgspec.Struct, frozen=True):
+    """What the operator sets for a shard."""
+
+    fleet: FleetSettings = FleetSettings()
+    links: LinkSettings = LinkSettings()
+    engine: EngineSettings = EngineSettings()
+
+
+class ShardPorts(msgspec.Struct, frozen=True):
+    """What a shard works with; `boot_id` is new for each process."""
+
+    bus: Bus
+    store: Store
+    objects: Objects
+    address_secret: bytes
+    boot_id: str
+
+
+class Shard:
+    """Recovers the fleet, then keeps it going until stopped."""
+
+    def __init__(
+        self,
+        ports: ShardPorts,
+        settings: ShardSettings,
+        on_storage: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """Recover from the store; raises what recovery raises, nothing is sent yet."""
+        self._settings = settings
+        recovery = recover(ports.store, FLEET_CODEC, Fleet)
+        self._fleet = recovery.machine
+        self._clock = SystemClock(recovery.last_at_ms)
+        self._bus = ports.bus
+        self._store = ports.store
+        self._links = Links(ports.bus, self._submit, self._clock.now_ms, settings.links)
+        self._answers = Answers(ports.bus, ports.boot_id)
+        addresses = Addresses(ports.address_secret, self._clock.now_ms)
+        performer = Performer(
+            self._links, ports.bus, ports.objects, addresses, self._answers, self._discard
+        )
+        shell: Shell[ev.FleetEvent, FleetEffect] = Shell(
+            performer.perform, to_records, ev.TimeAdvanced, on_storage
+        )
+        self._engine: Engine[ev.FleetEvent, FleetEffect] = Engine(
+            recovery, ports.store, FLEET_CODEC, shell, self._clock, settings.engine
+        )
+        view = ShardView(self._fleet, ports.store, self._links, self._clock.now_ms())
+        self._service = Service(view, self._answers, self._submit, self._clock.now_ms, self._health)
+        self._subscriptions: list[Subscription] = []
+        log.info(
+            "shard_recovered",
+            sequence=recovery.last_sequence,
+            events_replayed=recovery.events_replayed,
+            vehicles=len(self._fleet.state.vehicles),
+            batches=len(self._fleet.state.batches),
+        )
+
+    @property
+    def fleet(self) -> Fleet:
+        """The machine, to be read between two events."""
+        return self._fleet
+
+    def _health(self) -> tuple[Figures, bool]:
+        return self._engine.figures, self._engine.is_storage_full
+
+    def _submit(self, event: ev.FleetEvent, blobs: Sequence[Blob]) -> bool:
+        return self._engine.submit(event, blobs)
+
+    def _discard(self, names: Sequence[str]) -> None:
+        self._engine.discard(names)
+
+    async def run(self) -> None:
+        """Work until `stop`; raises what a bug raised."""
+        state = self._fleet.state
+        self._links.resume(
+            (vehicle.vehicle_id, vehicle.epoch, not vehicle.refusals)
+            for vehicle in state.vehicles.values()
+            if vehicle.epoch
+        )
+        self._submit(ev.ShardStarted(self._clock.now_ms(), self._settings.fleet), ())
+        # What was recovered lives long: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
+        self._subscriptions = [
+            await self._bus.subscribe(UP_SUBJECTS, self._links.receive),
+            await self._bus.subscribe(SHARD_SUBJECT, self._service.receive),
+        ]
+        looking = asyncio.create_task(self._look_for_silence())
+        try:
+            await self._engine.run()
+        finally:
+            looking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await looking
+
+    async def stop(self) -> None:
+        """Take nothing more, handle what has come, write a snapshot, close the store."""
+        for subscription in self._subscriptions:
+            await subscription.end()
+        await self._engine.stop()
+
+    async def _look_for_silence(self) -> None:
+        while True:
+            await asyncio.sleep(SILENCE_LOOK_S)
+            self._links.look_for_silence()

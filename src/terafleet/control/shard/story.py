@@ -1,0 +1,145 @@
+"""Tells from the journal, in words, what happened to a batch, unit, lease or vehicle."""
+
+from collections import deque
+from collections.abc import Iterator
+
+import msgspec
+
+from terafleet.control.shard.journal import FLEET_CODEC
+from terafleet.core import effects as fx
+from terafleet.core import events as ev
+from terafleet.engine.ports import Store
+from terafleet.protocol.shard import Story, StoryLine
+
+LINES_MAX = 10_000
+
+
+def tell(store: Store, about: str, limit: int) -> Story:
+    """The newest `limit` lines about a thing, oldest first.
+
+    `about` is an id as the product prints it: `batch_…`, `veh-…`, `lease-7`, `unit-12`. Work
+    units and leases that belong to it are told where they matter to it.
+    """
+    lines: deque[StoryLine] = deque(maxlen=max(1, min(limit, LINES_MAX)))
+    count = 0
+    for entry in store.entries():
+        events = FLEET_CODEC.decode_events(entry.events)
+        effects = FLEET_CODEC.decode_effects(entry.effects)
+        for text in _texts(about, events, effects):
+            lines.append(StoryLine(entry.at_ms, entry.sequence, text))
+            count += 1
+    return Story(tuple(lines), count <= len(lines))
+
+
+def _texts(about: str, events: list[ev.FleetEvent], effects: list[fx.FleetEffect]) -> Iterator[str]:
+    for fact in (*events, *effects):
+        if about in _named(fact):
+            text = _words(fact)
+            if text:
+                yield text
+
+
+def _named(fact: ev.FleetEvent | fx.FleetEffect) -> set[str]:
+    """The ids that a fact names, in the product's own writing."""
+    named: set[str] = set()
+    for field, value in msgspec.structs.asdict(fact).items():
+        if field in ("vehicle_id", "batch_id", "model_id"):
+            named.add(value)
+        elif field == "lease_id":
+            named.add(f"lease-{value}")
+        elif field == "unit_id":
+            named.add(f"unit-{value}")
+        elif field == "units" and isinstance(fact, fx.GrantLease):
+            named.update(f"unit-{unit.unit_id}" for unit in fact.units)
+    return named
+
+
+def _words(fact: ev.FleetEvent | fx.FleetEffect) -> str:
+    """A fact as a sentence; empty for what says nothing to a person."""
+    teller = _TELLERS.get(type(fact))
+    return teller(fact) if teller else ""
+
+
+def _granted(fact: fx.GrantLease) -> str:
+    first, last = fact.units[0].unit_id, fact.units[-1].unit_id
+    units = f"unit-{first}" if first == last else f"units {first} to {last}"
+    return (
+        f"lease-{fact.lease_id} granted to {fact.vehicle_id} (epoch {fact.epoch}): "
+        f"{units} of {fact.batch_id}"
+    )
+
+
+def _connected(fact: ev.VehicleConnected) -> str:
+    held = f", holding {len(fact.held)} leases" if fact.held else ""
+    why = f", refusing: {', '.join(fact.refusals)}" if fact.refusals else ""
+    return f"{fact.vehicle_id} said hello (agent process {fact.boot_id}){held}{why}"
+
+
+def _permit(fact: ev.PermitChanged) -> str:
+    if fact.refusals:
+        return f"{fact.vehicle_id} refuses: {', '.join(fact.refusals)}"
+    return f"{fact.vehicle_id} permits"
+
+
+def _recorded(fact: fx.RecordBatch) -> str:
+    done = fact.requests_completed + fact.requests_failed
+    waiting = f", waiting: {fact.waiting}" if fact.waiting else ""
+    return f"{fact.batch_id} is {fact.state}: {done} of {fact.requests} requests done{waiting}"
+
+
+def _answered(fact: fx.AnswerRequest) -> str:
+    return f"refused: {fact.refused}: {fact.detail}" if fact.refused else ""
+
+
+_TELLERS = {
+    ev.VehicleEnrolled: lambda fact: f"{fact.vehicle_id} enrolled as {fact.name}",
+    ev.VehicleRemoved: lambda fact: f"{fact.vehicle_id} removed from the fleet",
+    ev.VehicleConnected: _connected,
+    ev.CapabilityChanged: lambda fact: (
+        f"{fact.vehicle_id} offers {', '.join(fact.capability.runtimes)} with "
+        f"{fact.capability.memory_mb} MB and {fact.capability.slots} slots, "
+        f"{len(fact.capability.models)} models on disk"
+    ),
+    ev.PermitChanged: _permit,
+    ev.VehicleSilent: lambda fact: (
+        f"{fact.vehicle_id} is silent for {fact.at_ms - fact.heard_ms} ms"
+    ),
+    ev.VehicleHeard: lambda fact: f"{fact.vehicle_id} speaks again",
+    ev.VehicleLeft: lambda fact: f"{fact.vehicle_id} said goodbye",
+    ev.VehicleDrained: lambda fact: (
+        f"{fact.vehicle_id} {'drains' if fact.is_draining else 'takes work again'}"
+    ),
+    ev.BatchCreated: lambda fact: (
+        f"{fact.batch_id} asked for: {fact.requests} requests to {fact.endpoint}"
+    ),
+    ev.BatchSubmitted: lambda fact: f"{fact.batch_id} cut into {len(fact.units)} units",
+    ev.BatchRejected: lambda fact: f"{fact.batch_id} can't be cut: its file is of no use",
+    ev.BatchCancelled: lambda fact: f"{fact.batch_id} cancelled by its customer",
+    ev.BatchAssembled: lambda fact: f"{fact.batch_id}: files written",
+    ev.AttemptReturned: lambda fact: (
+        f"{fact.vehicle_id} handed in unit-{fact.unit_id} under lease-{fact.lease_id}: "
+        f"{fact.answers} answers in {fact.runtime_ms} ms, {fact.energy_mwh} mWh"
+    ),
+    ev.AttemptFailed: lambda fact: (
+        f"{fact.vehicle_id} failed unit-{fact.unit_id} under lease-{fact.lease_id}: "
+        f"{fact.failure}{': ' + fact.detail if fact.detail else ''}"
+    ),
+    ev.LeaseReleased: lambda fact: (
+        f"{fact.vehicle_id} gave lease-{fact.lease_id} back: {fact.ending}"
+    ),
+    fx.WelcomeVehicle: lambda fact: f"epoch {fact.epoch} of {fact.vehicle_id} begins",
+    fx.FenceVehicle: lambda fact: f"epoch {fact.epoch} of {fact.vehicle_id} is over",
+    fx.GrantLease: _granted,
+    fx.RevokeLease: lambda fact: (
+        f"lease-{fact.lease_id} of {fact.vehicle_id} revoked: {fact.ending}"
+    ),
+    fx.AcknowledgeReceipt: lambda fact: "",
+    fx.DropOutput: lambda fact: (
+        f"output of unit-{fact.unit_id} under lease-{fact.lease_id} dropped: it counts for nothing"
+    ),
+    fx.CutBatch: lambda fact: f"a gateway is asked to cut {fact.batch_id}",
+    fx.AssembleOutput: lambda fact: f"a gateway is asked to write the files of {fact.batch_id}",
+    fx.ForgetBatch: lambda fact: f"inputs and outputs of {fact.batch_id}'s units are forgotten",
+    fx.RecordBatch: _recorded,
+    fx.AnswerRequest: _answered,
+}

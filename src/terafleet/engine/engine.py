@@ -1,0 +1,328 @@
+"""The single-writer loop: inbox, machine, one transaction, effects."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from terafleet.core.machine import Machine
+from terafleet.engine.clock import Clock
+from terafleet.engine.codec import Codec, E
+from terafleet.engine.inbox import Inbox
+from terafleet.engine.ports import Blob, JournalEntry, Record, StorageFull, Store
+from terafleet.engine.recovery import Recovery
+from terafleet.engine.settings import EngineSettings
+from terafleet.engine.snapshots import Snapshots
+from terafleet.engine.storage import StorageWatch
+
+
+DISCARDED_MAX = 2_000
+"""How many blobs are deleted with one group, so that its commit stays short."""
+
+
+class Effect(Protocol):
+    """What the engine must know of an effect.
+
+    `when` is a class attribute: "now" (performed before the commit; may be lost), "commit"
+    (performed after the commit only), or "record" (becomes records of the same transaction).
+    """
+
+    @property
+    def when(self) -> str:
+        """ "now", "commit" or "record"."""
+        ...
+
+
+F = TypeVar("F", bound=Effect)
+
+
+def _say_nothing(is_full: bool) -> None:
+    del is_full
+
+
+@dataclass(frozen=True, slots=True)
+class Shell(Generic[E, F]):
+    """What the engine calls in the world around it, always in the event loop's thread.
+
+    None of them may raise (that is a bug and ends the engine) or block. `perform` takes
+    effects in their order, either all "now" or all "commit"; it may start tasks and submit
+    events. `time_event` makes the event that tells the machine the time in ms.
+    `on_storage(True)` asks to refuse work that is not yet accepted.
+    """
+
+    perform: Callable[[list[F]], None]
+    to_records: Callable[[F], Sequence[Record]]
+    time_event: Callable[[int], E]
+    on_storage: Callable[[bool], None] = _say_nothing
+
+
+class Figures(msgspec.Struct):
+    """What the engine has done since it began, for metrics. Times in milliseconds."""
+
+    groups: int = 0
+    events: int = 0
+    refused: int = 0
+    commits: int = 0
+    commits_failed: int = 0
+    commit_ms_last: float = 0.0
+    commit_ms_total: float = 0.0
+    inbox_length: int = 0
+    sequence: int = 0
+    snapshots: int = 0
+    snapshot_pause_ms_last: float = 0.0
+
+    @property
+    def commit_ms_mean(self) -> float:
+        """Mean duration of a commit."""
+        return self.commit_ms_total / self.commits if self.commits else 0.0
+
+
+class Engine(Generic[E, F]):
+    """Feeds one machine from one inbox and lets its effects leave; the only writer of a store.
+
+    All methods belong to the thread of the event loop.
+    """
+
+    def __init__(
+        self,
+        recovery: Recovery[Machine[E, F]],
+        store: Store,
+        codec: Codec[E, F],
+        shell: Shell[E, F],
+        clock: Clock,
+        settings: EngineSettings,
+    ) -> None:
+        """Take over where `recovery` left the record; nothing happens until `run`."""
+        self._machine = recovery.machine
+        self._store = store
+        self._codec = codec
+        self._shell = shell
+        self._clock = clock
+        self._settings = settings
+        self._sequence = recovery.last_sequence
+        self._at_ms = recovery.last_at_ms
+        self._inbox: Inbox[E] = Inbox(settings.inbox_max, settings.inbox_bytes_max)
+        self._discarded: deque[str] = deque()
+        self._wake = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._is_running = False
+        self._time_next_ms = 0
+        self._storage = StorageWatch(store, settings, shell.on_storage)
+        self._snapshots = Snapshots(
+            recovery.machine.snapshot, store, codec.schema, settings, recovery.events_replayed
+        )
+        self._committer = ThreadPoolExecutor(1, "commits") if settings.commits_in_thread else None
+        self._figures = Figures(sequence=self._sequence)
+
+    @property
+    def is_storage_full(self) -> bool:
+        """Whether the record is full or nearly so; work that is not accepted yet must wait."""
+        return self._storage.is_full
+
+    @property
+    def figures(self) -> Figures:
+        """What was done so far; the same object at each call, brought up to date."""
+        self._figures.inbox_length = len(self._inbox)
+        self._figures.sequence = self._sequence
+        self._figures.snapshots = self._snapshots.taken
+        self._figures.snapshot_pause_ms_last = self._snapshots.pause_ms
+        return self._figures
+
+    def submit(self, event: E, blobs: Sequence[Blob] = ()) -> bool:
+        """Hand in a fact with the blobs to be written along with it; never blocks.
+
+        False means refused: the inbox is full, or the engine is stopping or has ended.
+        """
+        if self._stop.is_set() or not self._inbox.put(event, blobs):
+            self._figures.refused += 1
+            return False
+        self._wake.set()
+        return True
+
+    def discard(self, names: Sequence[str]) -> None:
+        """Delete blobs by name along with the groups that come next, some thousand in each.
+
+        What a crash keeps from being deleted stays; the shell sweeps it at its next start.
+        """
+        self._discarded.extend(names)
+
+    def wake(self) -> None:
+        """Look at clock, storage and snapshots at once; for clocks that are moved by hand."""
+        self._wake.set()
+
+    def request_snapshot(self) -> None:
+        """Take a snapshot as soon as the writer is between two commits."""
+        self._snapshots.request()
+        self._wake.set()
+
+    async def stop(self) -> None:
+        """Handle what is in the inbox, commit, take a snapshot, close the store.
+
+        Returns when `run` has ended, and does its work if it was not begun. What ended the
+        engine, if anything did, is raised by whichever of the two did the work.
+        """
+        self._stop.set()
+        self._wake.set()
+        await self.run()
+
+    async def run(self) -> None:
+        """Work until `stop`. Raises what a bug raised, and StorageFull if the stop met it.
+
+        While another call is at work, or after it, this only waits for its end. Once it has
+        ended, however it did, no thread of the engine uses the store any more.
+        """
+        if self._is_running:
+            await self._ended.wait()
+            return
+        self._is_running = True
+        try:
+            self._storage.check(self._clock.now_ms())
+            while await self._next_group():
+                pass
+            await self._snapshots.finish(self._sequence)
+            self._store.close()
+        finally:
+            self._stop.set()
+            self._snapshots.close()
+            if self._committer is not None:
+                self._committer.shutdown()
+            self._ended.set()
+
+    async def _next_group(self) -> bool:
+        """Wait for a group and handle it; False once there is none and none will come."""
+        await self._until_due()
+        events, blobs = self._inbox.take(self._settings.group_max, self._settings.group_bytes_max)
+        now_ms = self._clock.now_ms()
+        if self._is_time_due(now_ms):
+            events.append(self._shell.time_event(now_ms))
+            self._time_next_ms = now_ms + self._settings.wake_interval_min_ms
+        if events:
+            await self._handle(events, blobs, now_ms)
+        self._storage.check(now_ms)
+        self._snapshots.reap()
+        if self._snapshots.is_due(now_ms):
+            self._snapshots.begin(self._sequence, now_ms)
+        return not self._stop.is_set() or len(self._inbox) > 0
+
+    async def _until_due(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._is_due():
+            self._wake.clear()
+            timer = loop.call_later(self._wait_ms() / 1000, self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+            self._storage.check(self._clock.now_ms())
+            self._snapshots.reap()
+
+    def _is_due(self) -> bool:
+        if len(self._inbox) or self._stop.is_set():
+            return True
+        now_ms = self._clock.now_ms()
+        return self._is_time_due(now_ms) or self._snapshots.is_due(now_ms)
+
+    def _is_time_due(self, now_ms: int) -> bool:
+        """Whether the machine waits for this time; at most once an interval, and not at the end."""
+        if now_ms < self._time_next_ms or self._stop.is_set():
+            return False
+        deadline_ms = self._machine.next_deadline_ms()
+        return deadline_ms is not None and deadline_ms <= now_ms
+
+    def _wait_ms(self) -> int:
+        """How long to sleep at most.
+
+        Never longer than the interval of checks: the loop's timers stand still while the
+        computer is suspended, the machine's deadlines don't.
+        """
+        wait_ms = self._settings.check_interval_ms
+        deadline_ms = self._machine.next_deadline_ms()
+        if deadline_ms is None:
+            return wait_ms
+        due_ms = max(deadline_ms, self._time_next_ms)
+        return max(1, min(wait_ms, due_ms - self._clock.now_ms()))
+
+    async def _handle(self, events: list[E], blobs: list[Blob], now_ms: int) -> None:
+        """One group: decide, perform what need not wait, commit, perform the rest."""
+        assert now_ms >= self._at_ms, "the clock went back behind the journal"
+        effects = self._machine.handle(*events)
+        by_when: dict[str, list[F]] = {"now": [], "commit": [], "record": []}
+        for effect in effects:
+            by_when[effect.when].append(effect)
+        if by_when["now"]:
+            self._shell.perform(by_when["now"])
+        records: list[Record] = []
+        for effect in by_when["record"]:
+            records.extend(self._shell.to_records(effect))
+        blobs.extend(self._next_discarded())
+        self._at_ms = now_ms
+        entry = JournalEntry(
+            self._sequence + 1,
+            now_ms,
+            self._codec.schema,
+            self._codec.encode_events(events),
+            self._codec.encode_effects(effects),
+        )
+        await self._commit(entry, records, blobs)
+        self._sequence = entry.sequence
+        self._snapshots.count(len(events))
+        self._figures.groups += 1
+        self._figures.events += len(events)
+        if by_when["commit"]:
+            self._shell.perform(by_when["commit"])
+
+    def _next_discarded(self) -> list[Blob]:
+        count = min(len(self._discarded), DISCARDED_MAX)
+        return [Blob(self._discarded.popleft(), None) for _ in range(count)]
+
+    async def _commit(self, entry: JournalEntry, records: list[Record], blobs: list[Blob]) -> None:
+        """Write the group, however long the storage stays full.
+
+        A stop gives up after one more failure: the group's effects never left, so it is as
+        if its events had not come.
+        """
+        retry_ms = self._settings.retry_ms_min
+        while True:
+            is_last_try = self._stop.is_set()
+            try:
+                commit_ms = await self._write(entry, records, blobs)
+            except StorageFull:
+                self._figures.commits_failed += 1
+                self._storage.commit_failed()
+                if is_last_try:
+                    raise
+            else:
+                break
+            await self._pause(retry_ms)
+            retry_ms = min(2 * retry_ms, self._settings.retry_ms_max)
+        if self._storage.is_full:
+            self._storage.commit_passed_again()
+        self._figures.commits += 1
+        self._figures.commit_ms_last = commit_ms
+        self._figures.commit_ms_total += commit_ms
+
+    async def _write(self, *transaction: Any) -> float:
+        """Commit in the thread of commits, or here; the milliseconds that it took."""
+        if self._committer is not None:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._committer, self._write_here, *transaction)
+        commit_ms = self._write_here(*transaction)
+        # Effects that are answered at once must not keep the loop from everything else.
+        await asyncio.sleep(0)
+        return commit_ms
+
+    def _write_here(self, entry: JournalEntry, records: list[Record], blobs: list[Blob]) -> float:
+        started_s = time.perf_counter()
+        self._store.commit(entry, records, blobs)
+        return (time.perf_counter() - started_s) * 1000
+
+    async def _pause(self, pause_ms: int) -> None:
+        try:
+            async with asyncio.timeout(pause_ms / 1000):
+                await self._stop.wait()
+        except TimeoutError:
+            return

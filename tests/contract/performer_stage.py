@@ -1,0 +1,292 @@
+"""A performer with a runtime on strings, a record in memory and a gateway on loopback."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from terafleet.agent.attempts import Attempts, Surroundings
+from terafleet.agent.deeds import Deeds
+from terafleet.agent.deliveries import Deliveries
+from terafleet.agent.gateway import Gateway
+from terafleet.agent.inputs import LeasedInputs
+from terafleet.agent.link import Link, LinkHooks
+from terafleet.agent.model_cache import ModelCache
+from terafleet.agent.model_disk import ModelDisk
+from terafleet.agent.performer import Performer, Rooms
+from terafleet.agent.ports import (
+    RuntimeFailure,
+    RuntimeLoaded,
+    RuntimeModel,
+    RuntimeResult,
+    RuntimeUnavailable,
+    RuntimeWork,
+    SandboxReport,
+)
+from terafleet.agent.runtime_keeper import RuntimeKeeper
+from terafleet.bus.ports import Bus, BusUnavailable
+from terafleet.core import guard_effects as fx
+from terafleet.core import guard_events as ev
+from terafleet.core.capability import Capability
+from terafleet.core.ids import LeaseId, ModelId, VehicleId, WorkUnitId
+from terafleet.core.reasons import Failure
+from terafleet.engine.adapters.memory import MemoryStore
+from terafleet.engine.ports import Blob, JournalEntry
+from terafleet.protocol.agent import Grant, OfferedUnit, Receipt
+from tests.contract.agent_stage import FakeGateway, FakeModel, no_pause, until
+from tests.contract.link_stage import FakeGuard
+from tests.contract.virtual_time import VirtualTime
+
+LINE = b'{"status_code":200,"body":{}}\n'
+CORE_POWER_MW = 3_600_000
+"""With it a millisecond of processor time is one mWh."""
+
+E = TypeVar("E", bound=ev.GuardEvent)
+
+
+class FakeRuntime:
+    """A runtime that does what the test says, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.is_up = self.is_suspended = False
+        self.unavailable: RuntimeUnavailable | None = None
+        self.load_failure: RuntimeFailure | None = None
+        self.outcomes: dict[str, RuntimeResult | RuntimeFailure] = {}
+        self.running: dict[str, asyncio.Future[RuntimeResult | RuntimeFailure]] = {}
+        self.kill_gate = asyncio.Event()
+        self.kill_gate.set()
+        self.used_ms = 0
+        self.on_exit: Callable[[str], None] = lambda _: None
+
+    async def start(self, on_exit: Callable[[str], None]) -> SandboxReport:
+        """Up, unless the test says otherwise."""
+        self.asked.append("start")
+        await asyncio.sleep(0)
+        if self.unavailable is not None:
+            raise self.unavailable
+        assert not self.is_up
+        self.is_up, self.is_suspended, self.on_exit = True, False, on_exit
+        return SandboxReport(True, True, True, True, True)
+
+    async def load(self, model: RuntimeModel) -> RuntimeLoaded | RuntimeFailure:
+        """Loaded, unless the test says otherwise."""
+        self.asked.append(f"load {model.model_id[:8]}")
+        await asyncio.sleep(0)
+        return self.load_failure or RuntimeLoaded(model.model_id, 1, 1)
+
+    async def run(self, work: RuntimeWork) -> RuntimeResult | RuntimeFailure:
+        """Runs until the test gives the outcome."""
+        self.asked.append(f"run {work.attempt_id}")
+        assert self.is_up
+        self.running[work.attempt_id] = asyncio.get_running_loop().create_future()
+        return await self.running[work.attempt_id]
+
+    async def stop(self, attempt_id: str) -> None:
+        """The attempt fails as stopped."""
+        self.asked.append(f"stop {attempt_id}")
+        self.end(attempt_id, RuntimeFailure(attempt_id, Failure.STOPPED))
+
+    def suspend(self) -> None:
+        """Noted."""
+        self.asked.append("suspend")
+        self.is_suspended = True
+
+    def resume(self) -> None:
+        """Nobody asks for it."""
+        raise AssertionError
+
+    async def kill(self) -> None:
+        """Everything that ran has stopped."""
+        self.asked.append("kill")
+        await self.kill_gate.wait()
+        self.die(Failure.STOPPED)
+
+    def cpu_ms(self) -> int:
+        """What the test says."""
+        return self.used_ms
+
+    def end(self, attempt_id: str, outcome: RuntimeResult | RuntimeFailure) -> None:
+        """An attempt ends."""
+        waiting = self.running.pop(attempt_id, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(outcome)
+
+    def answer(self, attempt_id: str, payload: bytes = LINE * 3, cpu_ms: int = 40) -> None:
+        """An attempt ends well."""
+        self.end(attempt_id, RuntimeResult(attempt_id, payload, 30, 5, cpu_ms))
+
+    def die(self, reason: Failure) -> None:
+        """The process is gone."""
+        self.is_up = False
+        for attempt_id in list(self.running):
+            self.end(attempt_id, RuntimeFailure(attempt_id, reason, "signal 9"))
+
+    def crash(self) -> None:
+        """The process is gone by itself."""
+        self.die(Failure.RUNTIME_CRASHED)
+        self.on_exit("signal 11")
+
+
+class Stage:
+    """A performer and all that it does deeds with."""
+
+    def __init__(self, folder: Path, gateway: FakeGateway) -> None:
+        self.gateway = gateway
+        self.time = VirtualTime()
+        self.runtime = FakeRuntime()
+        self.model = FakeModel({"vocabulary.txt": b"one\n"})
+        self.model.put_on(gateway)
+        self.events: list[ev.AnyGuardEvent] = []
+        self.store = MemoryStore()
+        self.receipts: list[Receipt] = []
+        self.batches: list[int] = []
+        self.deeds = Deeds()
+        self.inputs = LeasedInputs()
+        self.way = Gateway(gateway.url)
+        self._sequence = 0
+        disk = ModelDisk(folder / "models", 1 << 30)
+        self.cache = ModelCache(disk, self.way, lambda: self.model.manifest_key, no_pause)
+        self.cache.learn_address(self.model.model_id, self.model.address)
+        spawn = self.deeds.spawn
+        self.keeper = RuntimeKeeper({"noop": self.runtime}, self._exited, spawn)
+        self.attempts = Attempts(
+            Surroundings(
+                submit=self._submit,
+                clock=self.time.clock,
+                inputs=self.inputs,
+                gateway=self.way,
+                runtime_of=lambda one: self.keeper.running(self.performer.kind_of(one)),
+                runtime_cpu_ms=self.keeper.cpu_ms,
+                spawn=spawn,
+                core_power_mw=CORE_POWER_MW,
+            )
+        )
+        self.deliveries = Deliveries(self.store, self.way, self._hand_in, spawn, no_pause)
+        self.link = self._link()
+        rooms = Rooms(
+            self.cache, self.keeper, self.attempts, self.deliveries, self.inputs, self.link
+        )
+        self.performer = Performer(rooms, self._submit, self.time.clock, spawn)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["Stage"]:
+        """Deeds run while the context lasts; none of them may fail."""
+        watching = asyncio.create_task(self.deeds.watch())
+        try:
+            yield self
+            await asyncio.sleep(0)
+            if watching.done():
+                await watching
+        finally:
+            watching.cancel()
+            await self.deeds.stop()
+            await self.way.close()
+
+    def perform(self, *effects: fx.AnyGuardEffect) -> None:
+        """Let the performer do these."""
+        self.performer.perform(list(effects))
+
+    async def loaded(self) -> None:
+        """Have the model in the runtime."""
+        before = len(self.of(ev.ModelReady))
+        self.perform(fx.PrepareModel(self.model.model_id))
+        await self.heard(ev.ModelReady, before + 1)
+
+    async def started(
+        self, lease: int = 1, unit: int = 1, digest: bytes = b"", **changes: str | bytes | int
+    ) -> str:
+        """Have an attempt running; its name."""
+        self.grant(lease, unit, digest, **changes)
+        name = f"{lease}-{unit}"
+        self.perform(self.start_of(lease, unit))
+        await until(lambda: name in self.runtime.running)
+        return name
+
+    def grant(
+        self, lease: int = 1, unit: int = 1, digest: bytes = b"", **changes: str | bytes | int
+    ) -> None:
+        """Keep a grant's input."""
+        payload = b"{}\n{}\n{}\n"
+        offered = OfferedUnit(
+            unit_id=WorkUnitId(unit),
+            requests=3,
+            digest=digest or hashlib.sha256(payload).digest(),
+            payload=payload,
+            input_address="",
+            output_address=f"/out/{unit}/{lease}",
+        )
+        offered = msgspec.structs.replace(offered, **changes)
+        grant = Grant(LeaseId(lease), self.model.model_id, self.model.address, "/v1/e", (offered,))
+        self.inputs.keep(grant)
+
+    def start_of(self, lease: int = 1, unit: int = 1) -> fx.StartAttempt:
+        """The effect that starts an attempt."""
+        return fx.StartAttempt(LeaseId(lease), WorkUnitId(unit), self.model.model_id, "/v1/e")
+
+    def of(self, kind: type[E]) -> list[E]:
+        """The events of a kind that the guard got."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    async def heard(self, kind: type[E], count: int = 1) -> E:
+        """The newest event of a kind, once so many have come."""
+        await until(lambda: len(self.of(kind)) >= count)
+        return self.of(kind)[-1]
+
+    async def quiet(self) -> None:
+        """Let everything happen that is on its way."""
+        for _ in range(3):
+            await self.time.settle()
+            await asyncio.sleep(0.01)
+
+    def _link(self) -> Link:
+        async def nowhere() -> Bus:
+            raise BusUnavailable
+
+        capability = Capability(("noop",), 64, 1)
+        hooks = LinkHooks(
+            guard=FakeGuard(),
+            submit=self._submit,
+            capability=lambda: capability,
+            take_grant=self.inputs.keep,
+            refused=lambda: None,
+        )
+        return Link(VehicleId("veh-a"), nowhere, self.time.clock, hooks)
+
+    def _submit(self, event: ev.AnyGuardEvent, blobs: Sequence[Blob] = ()) -> bool:
+        self._sequence += 1
+        self.store.commit(JournalEntry(self._sequence, 0, 1, b"", b""), [], blobs)
+        self.events.append(event)
+        return True
+
+    def _hand_in(self, receipts: Sequence[Receipt]) -> None:
+        self.batches.append(len(receipts))
+        self.receipts.extend(receipts)
+
+    def _exited(self, detail: str) -> None:
+        self.performer.runtime_exited(detail)
+
+
+def receipt_of(event: ev.AttemptFinished) -> fx.SendReceipt:
+    """The effect with which a guard hands in a result."""
+    return fx.SendReceipt(
+        event.lease_id,
+        event.unit_id,
+        None,
+        None,
+        "",
+        event.answers,
+        event.answers_failed,
+        event.prompt_tokens,
+        event.completion_tokens,
+        event.energy_mwh,
+        event.runtime_ms,
+        event.digest,
+    )
+
+
+NO_MODEL = ModelId("0" * 64)

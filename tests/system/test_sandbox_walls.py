@@ -1,0 +1,243 @@
+"""The walls around the runtime hold against a program that tries to get out.
+
+Every try is made twice, without walls and behind them, so that a wall that was never touched
+proves nothing.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from terafleet.agent.adapters.runtime.child import ChildRuntime, ChildSettings, RuntimeUnavailable
+from terafleet.agent.ports import SandboxReport
+from terafleet.core.reasons import Failure
+from tests.contract.models_on_disk import minilm_model, stories_model
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[1] / "src"
+DEADLINE_S = 30.0
+ALL_HOLD = SandboxReport(
+    has_no_network=True,
+    dies_with_agent=True,
+    cannot_gain_privileges=True,
+    has_limited_memory=True,
+    filesystem_read_only=True,
+)
+MEMORY_BYTES = 256 * 1024**2
+
+
+def run_script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A script of this folder, in a process and a session of its own."""
+    return subprocess.run(
+        [sys.executable, "-P", str(HERE / name), *arguments],
+        env={"PYTHONPATH": str(SOURCES), **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=60,
+        start_new_session=True,
+        check=False,
+    )
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait for something that happens soon."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def is_alive(process_id: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        stat = Path(f"/proc/{process_id}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+@contextlib.contextmanager
+def neighbours(folder: Path) -> Iterator[dict[str, Any]]:
+    """What a prisoner would like to reach: sockets, a secret, a process."""
+    (folder / "models").mkdir()
+    (folder / "models" / "weights").write_text("weights")
+    (folder / "secret").write_text("the key of the car")
+    with contextlib.ExitStack() as stack:
+        tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        udp.bind(("127.0.0.1", 0))
+        local = stack.enter_context(socket.socket(socket.AF_UNIX))
+        local.bind(str(folder / "local.sock"))
+        local.listen()
+        abstract = stack.enter_context(socket.socket(socket.AF_UNIX))
+        abstract.bind(f"\0terafleet-test-{os.getpid()}")
+        abstract.listen()
+        yield {
+            "models": str(folder / "models"),
+            "folder": str(folder),
+            "tcp": tcp.getsockname()[1],
+            "udp": udp.getsockname()[1],
+            "local": str(folder / "local.sock"),
+            "abstract": f"terafleet-test-{os.getpid()}",
+            "agent": os.getpid(),
+            "memory_bytes": MEMORY_BYTES,
+        }
+
+
+@pytest.mark.parametrize("may_listen", [False, True])
+def test_nothing_that_works_outside_works_behind_the_walls(
+    tmp_path: Path, may_listen: bool
+) -> None:
+    with neighbours(tmp_path) as targets:
+        words = json.dumps(targets)
+        free = run_script("prisoner.py", "free", words)
+        kept = run_script("prisoner.py", "listening" if may_listen else "kept", words)
+    assert free.returncode == 0, free.stderr
+    assert kept.returncode == 0, kept.stderr
+    without, behind = json.loads(free.stdout), json.loads(kept.stdout)
+    assert [name for name, worked in without["tries"].items() if not worked] == []
+    assert [name for name, worked in behind["tries"].items() if worked] == []
+    assert behind["report"] == dict.fromkeys(behind["report"], True)
+    assert all(behind["needs"].values()), behind["needs"]
+
+
+async def test_a_runtime_reports_what_holds(tmp_path: Path) -> None:
+    for kind in ("onnx", "llama"):
+        runtime = ChildRuntime(kind, ChildSettings(models_folder=tmp_path))
+        report = await runtime.start(lambda _reason: None)
+        await runtime.kill()
+        assert report == ALL_HOLD
+
+
+def test_without_a_wall_against_the_network_nothing_starts() -> None:
+    outcome = run_script("wall_less.py", ORT_DISABLE_TELEMETRY="1")
+    assert outcome.returncode == 0, outcome.stderr
+    assert "sandbox_unavailable" in outcome.stdout
+    assert "no wall keeps the network away" in outcome.stdout
+
+
+def test_the_runtime_insists_that_telemetry_is_off() -> None:
+    outcome = run_script("wall_less.py")
+    assert outcome.returncode != 0
+    assert "ORT_DISABLE_TELEMETRY" in outcome.stderr
+    assert outcome.stdout == ""
+
+
+async def test_a_program_that_can_not_be_started_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    runtime = ChildRuntime("onnx", ChildSettings(models_folder=tmp_path))
+    with pytest.raises(RuntimeUnavailable) as raised:
+        await runtime.start(lambda _reason: None)
+    assert raised.value.reason == Failure.RUNTIME_REFUSED
+
+
+@pytest.mark.parametrize("is_suspended", [False, True])
+@pytest.mark.parametrize("kind", ["onnx", "llama"])
+def test_the_runtime_dies_with_the_agent(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, is_suspended: bool
+) -> None:
+    model = (minilm_model if kind == "onnx" else stories_model)(tmp_path_factory)
+    agent = subprocess.Popen(
+        [
+            sys.executable,
+            "-P",
+            str(HERE / "lonely_agent.py"),
+            kind,
+            str(model.folder),
+            "suspend" if is_suspended else "run",
+        ],
+        env={"PYTHONPATH": str(SOURCES)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert agent.stdout is not None
+    with agent.stdout as output:
+        process_id = int(output.readline())
+        assert is_alive(process_id)
+        agent.send_signal(signal.SIGKILL)
+        agent.wait()
+        wait_until(lambda: not is_alive(process_id))
+
+
+def test_the_runtime_never_makes_a_socket(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The kernel kills both programs at their first socket; only the warned one must survive."""
+    folder = str(minilm_model(tmp_path_factory).folder)
+    home = str(tmp_path_factory.mktemp("home"))
+    command = [sys.executable, "-P", str(HERE / "socket_fuse.py"), folder]
+    common = {"PYTHONPATH": str(SOURCES), "HOME": home}
+
+    def program(**environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            env={**common, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    with program() as chatty, program(ORT_DISABLE_TELEMETRY="1") as silent:
+        assert chatty.stdout is not None
+        assert silent.stdout is not None
+        assert chatty.stdout.readline() == silent.stdout.readline() == "384\n"
+        # A library without telemetry would live on, and then this test would prove nothing.
+        wait_until(lambda: chatty.poll() is not None)
+        time.sleep(2)
+        silent.communicate(timeout=DEADLINE_S)
+        assert chatty.returncode == -signal.SIGSYS
+        assert silent.returncode == 0
+
+
+async def test_what_libraries_print_is_no_frame(tmp_path: Path) -> None:
+    """A library that writes to the standard output disturbs nothing."""
+    package = tmp_path / "xllamacpp"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import os\nos.write(1, b'hello from the library')\nprint('and again', flush=True)\n"
+        "CommonParams = object\n"
+    )
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[3]); "
+        "from terafleet.agent.runtime_host.__main__ import main; main()"
+    )
+    settings = {
+        "slots": 1,
+        "threads": 1,
+        "memory_bytes": MEMORY_BYTES * 4,
+        "niceness": 0,
+        "models_folder": str(tmp_path),
+        "agent_id": os.getpid(),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-c",
+        code,
+        "llama",
+        json.dumps(settings),
+        str(tmp_path),
+        env={"PYTHONPATH": str(SOURCES), "ORT_DISABLE_TELEMETRY": "1"},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate(b"")
+    length = int.from_bytes(output[:4], "little")
+    assert len(output) == 4 + length, output
+    assert b"hello from the library" in errors
+    assert b"and again" in errors
+    assert process.returncode == 0
