@@ -22,7 +22,7 @@ from terafleet.protocol.manifest import (
     model_id_of,
 )
 
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 
 
 class Heard(msgspec.Struct, frozen=True):

@@ -56,6 +56,8 @@ class FakeRuntime:
         self.is_up = self.is_suspended = False
         self.unavailable: RuntimeUnavailable | None = None
         self.load_failure: RuntimeFailure | None = None
+        self.load_gate = asyncio.Event()
+        self.load_gate.set()
         self.outcomes: dict[str, RuntimeResult | RuntimeFailure] = {}
         self.running: dict[str, asyncio.Future[RuntimeResult | RuntimeFailure]] = {}
         self.kill_gate = asyncio.Event()
@@ -76,7 +78,7 @@ class FakeRuntime:
     async def load(self, model: RuntimeModel) -> RuntimeLoaded | RuntimeFailure:
         """Loaded, unless the test says otherwise."""
         self.asked.append(f"load {model.model_id[:8]}")
-        await asyncio.sleep(0)
+        await self.load_gate.wait()
         return self.load_failure or RuntimeLoaded(model.model_id, 1, 1)
 
     async def run(self, work: RuntimeWork) -> RuntimeResult | RuntimeFailure:
@@ -154,9 +156,13 @@ class Stage:
         self.cache.learn_address(self.model.model_id, self.model.address)
         spawn = self.deeds.spawn
         self.keeper = RuntimeKeeper({"noop": self.runtime}, self._exited, spawn)
+        self.deliveries = Deliveries(
+            self.store, self.way, self._hand_in, self._discard, spawn, no_pause
+        )
         self.attempts = Attempts(
             Surroundings(
                 submit=self._submit,
+                keep_output=self.deliveries.keep,
                 clock=self.time.clock,
                 inputs=self.inputs,
                 gateway=self.way,
@@ -166,7 +172,6 @@ class Stage:
                 core_power_mw=CORE_POWER_MW,
             )
         )
-        self.deliveries = Deliveries(self.store, self.way, self._hand_in, spawn, no_pause)
         self.link = self._link()
         rooms = Rooms(
             self.cache, self.keeper, self.attempts, self.deliveries, self.inputs, self.link
@@ -266,6 +271,11 @@ class Stage:
     def _hand_in(self, receipts: Sequence[Receipt]) -> None:
         self.batches.append(len(receipts))
         self.receipts.extend(receipts)
+
+    def _discard(self, names: Sequence[str]) -> None:
+        self._sequence += 1
+        blobs = [Blob(name, None) for name in names]
+        self.store.commit(JournalEntry(self._sequence, 0, 1, b"", b""), [], blobs)
 
     def _exited(self, detail: str) -> None:
         self.performer.runtime_exited(detail)

@@ -9,7 +9,7 @@ import pytest
 
 from terafleet.engine.adapters.memory import MemoryStore
 from terafleet.engine.clock import SystemClock
-from terafleet.engine.engine import Engine, Shell
+from terafleet.engine.engine import DISCARDED_MAX, Engine, Shell
 from terafleet.engine.ports import Blob, JournalEntry, StorageFull, Store
 from terafleet.engine.recovery import recover
 from terafleet.engine.settings import EngineSettings
@@ -84,6 +84,23 @@ async def test_records_and_blobs_are_of_the_same_transaction(stage: Stage) -> No
     assert record is not None
     assert (record.body, record.sort) == (b"5", 5)
     assert stage.store.blob("a/2") == b"two"
+    await stage.engine.stop()
+    await run
+
+
+async def test_what_is_discarded_goes_with_the_groups_that_come_next(stage: Stage) -> None:
+    run = stage.start()
+    names = [f"a/{number}" for number in range(DISCARDED_MAX + 1)]
+    assert stage.engine.submit(AmountAdded("a", 1), [Blob(name, b"x") for name in names])
+    await stage.settle(lambda: stage.heard(Promise) == [1])
+    stage.engine.discard(names)
+    assert stage.store.blob(names[0]) == b"x"
+    stage.add(1)
+    await stage.settle(lambda: stage.heard(Promise) == [1, 2])
+    assert [stage.store.blob(names[index]) for index in (0, -2, -1)] == [None, None, b"x"]
+    stage.add(1)
+    await stage.settle(lambda: len(stage.heard(Promise)) == 3)
+    assert stage.store.blob(names[-1]) is None
     await stage.engine.stop()
     await run
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from terafleet.agent.answers import AnswerCount, count_answers
-from terafleet.agent.attempts import address_name, payload_name
+from terafleet.agent.attempts import address_name
 from terafleet.agent.deeds import Deeds
 from terafleet.agent.energy import CpuShares, EnergyEstimate
 from terafleet.agent.inputs import LEASES_MAX, LeasedInputs
 from terafleet.agent.ports import RuntimeFailure, RuntimeUnavailable
 from terafleet.core import guard_effects as fx
 from terafleet.core import guard_events as ev
-from terafleet.core.ids import LeaseId, ModelId, WorkUnitId
+from terafleet.core.ids import LeaseId, ModelId, WorkUnitId, output_name
 from terafleet.core.reasons import Failure, LeaseEnding
 from terafleet.protocol.agent import INLINE_BYTES_MAX, Grant, OfferedUnit
 from tests.contract.agent_stage import FakeGateway, until
@@ -48,10 +48,8 @@ async def test_a_model_is_fetched_its_runtime_started_and_the_model_loaded(stage
 async def test_one_start_serves_all_models(stage: Stage) -> None:
     stage.perform(fx.PrepareModel(stage.model.model_id))
     stage.perform(fx.PrepareModel(stage.model.model_id))
-    await stage.heard(ev.ModelReady)
-    await stage.quiet()
+    await stage.heard(ev.ModelReady, 2)
     assert stage.runtime.asked.count("start") == 1
-    assert len(stage.of(ev.ModelReady)) == 1, "the later order took the earlier one's place"
 
 
 async def test_a_model_that_can_not_be_had_is_unavailable(stage: Stage) -> None:
@@ -90,7 +88,7 @@ async def test_an_attempt_finishes_with_its_output_in_the_record(stage: Stage) -
     assert (event.prompt_tokens, event.completion_tokens) == (30, 5)
     assert (event.energy_mwh, event.runtime_ms) == (40, 250)
     assert event.digest == hashlib.sha256(output).digest()
-    assert stage.store.blob(payload_name(*ONE)) == output
+    assert stage.store.blob(output_name(*ONE)) == output
     assert stage.store.blob(address_name(*ONE)) is None
     assert len(stage.attempts) == 0
     figures = stage.attempts.figures
@@ -148,7 +146,7 @@ async def test_an_output_that_is_not_whole_breaks_the_attempt(stage: Stage, outp
     stage.runtime.answer(await stage.started(), output, cpu_ms=40)
     event = await stage.heard(ev.AttemptBroke)
     assert (event.failure, event.energy_mwh) == (Failure.OUTPUT_INCOMPLETE, 40)
-    assert stage.store.blob(payload_name(*ONE)) is None
+    assert stage.store.blob(output_name(*ONE)) is None
 
 
 @pytest.mark.parametrize(
@@ -186,7 +184,7 @@ async def test_a_result_that_comes_after_the_stop_counts_as_stopped(stage: Stage
     stage.perform(fx.StopAttempt(*ONE))
     assert (await stage.heard(ev.AttemptBroke)).failure is Failure.STOPPED
     assert not stage.of(ev.AttemptFinished)
-    assert stage.store.blob(payload_name(*ONE)) is None
+    assert stage.store.blob(output_name(*ONE)) is None
 
 
 async def test_an_attempt_stopped_while_its_input_comes_never_runs(stage: Stage) -> None:
@@ -273,6 +271,17 @@ async def test_a_crash_is_one_exit_and_breaks_what_ran(stage: Stage) -> None:
     await stage.loaded()
 
 
+async def test_a_model_that_crashes_its_runtime_is_known_before_the_exit(stage: Stage) -> None:
+    stage.runtime.load_gate.clear()
+    stage.perform(fx.PrepareModel(stage.model.model_id))
+    await until(lambda: len(stage.runtime.asked) == 2)
+    stage.runtime.load_failure = RuntimeFailure("", Failure.RUNTIME_CRASHED, "signal 11")
+    stage.runtime.load_gate.set()
+    stage.runtime.crash()
+    await stage.heard(ev.RuntimeExited)
+    assert [type(event) for event in stage.events] == [ev.ModelUnavailable, ev.RuntimeExited]
+
+
 async def test_a_small_output_rides_in_its_receipt(stage: Stage) -> None:
     event = await finished(stage)
     stage.perform(receipt_of(event))
@@ -332,18 +341,30 @@ async def test_an_output_that_is_put_already_is_not_put_twice_at_once(stage: Sta
     assert stage.batches == [1]
 
 
+async def test_after_a_restart_outputs_come_from_the_record(stage: Stage) -> None:
+    event = await finished(stage)
+    stage.deliveries.send([receipt_of(event)])
+    stage.deliveries.send([receipt_of(event)])
+    assert [receipt.payload for receipt in stage.receipts] == [LINE * 3] * 2
+    stage.perform(fx.ForgetReceipt(*ONE))
+    assert stage.store.blob(output_name(*ONE)) is None
+    stage.deliveries.send([receipt_of(event)])
+    assert stage.receipts[-1].failure is Failure.OUTPUT_INCOMPLETE
+
+
 async def test_an_acknowledged_output_is_deleted_and_no_other(stage: Stage) -> None:
     await stage.loaded()
     for lease in (1, 12):
         stage.runtime.answer(await stage.started(lease=lease))
         await stage.heard(ev.AttemptFinished, 1 if lease == 1 else 2)
     stage.perform(fx.ForgetReceipt(*ONE))
-    await until(lambda: stage.store.blob(payload_name(*ONE)) is None)
-    assert stage.store.blob(payload_name(LeaseId(12), WorkUnitId(1))) == LINE * 3
+    assert stage.store.blob(output_name(*ONE)) is None
+    assert stage.store.blob(output_name(LeaseId(12), WorkUnitId(1))) == LINE * 3
 
 
 async def test_forgetting_ends_a_put_that_can_not_succeed(stage: Stage) -> None:
     event = await finished(stage, LARGE_ANSWER * 3)
+    assert stage.store.blob(address_name(*ONE)) == b"/out/1/1"
     stage.gateway.refuse("/out/1/1", "overloaded", times=1_000_000)
     stage.perform(receipt_of(event))
     await until(lambda: len(stage.gateway.paths("PUT")) > 2)
@@ -353,6 +374,7 @@ async def test_forgetting_ends_a_put_that_can_not_succeed(stage: Stage) -> None:
     await stage.quiet()
     assert len(stage.gateway.paths("PUT")) == asked
     assert not stage.receipts
+    assert stage.store.blob(address_name(*ONE)) is None
 
 
 async def test_a_bug_in_a_deed_is_not_lost() -> None:

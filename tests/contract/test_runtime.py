@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -357,6 +358,20 @@ async def test_a_model_that_needs_more_memory_than_lent_is_not_loaded(
     await runtime.kill()
     assert isinstance(outcome, RuntimeFailure)
     assert outcome.reason == Failure.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("words", ["b'\\xff' * 20", "b'\\x03\\0\\0\\0abc'"])
+async def test_a_program_that_speaks_otherwise_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    code = f"import sys, time; sys.stdout.buffer.write({words}); sys.stdout.flush(); time.sleep(60)"
+    runtime = ChildRuntime("onnx", ChildSettings(models_folder=tmp_path))
+    monkeypatch.setattr(runtime, "_command", lambda: [sys.executable, "-c", code])
+    endings: list[str] = []
+    with pytest.raises(RuntimeUnavailable) as raised:
+        await runtime.start(endings.append)
+    assert (raised.value.reason, raised.value.detail) == (Failure.RUNTIME_CRASHED, "signal 9")
+    assert endings == []
 
 
 async def test_a_kind_without_its_library_says_so(

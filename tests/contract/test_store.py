@@ -210,6 +210,18 @@ def test_the_last_record_of_a_commit_wins(store: Store) -> None:
     assert store.records("k") == [Record("k", "b", b"back")]
 
 
+def test_a_blob_without_a_body_deletes_and_the_last_of_a_name_wins(store: Store) -> None:
+    store.commit(entry(1), [], [Blob("a", b"1"), Blob("b", b"1"), Blob("c", b"1")])
+    store.commit(
+        entry(2),
+        [],
+        [Blob("a", None), Blob("b", None), Blob("b", b"2"), Blob("c", b"2"), Blob("c", None),
+         Blob("never", None), Blob("empty", b"")],
+    )  # fmt: skip
+    bodies = {name: store.blob(name) for name in ("a", "b", "c", "never", "empty")}
+    assert bodies == {"a": None, "b": b"2", "c": None, "never": None, "empty": b""}
+
+
 def test_records_are_listed_newest_first_in_pages(store: Store) -> None:
     records = [
         Record("k", f"id-{n:02d}", b"%d" % n, parent="even" if n % 2 == 0 else "", sort=n // 3)

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,9 @@ def make_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("made", [make_newer, make_foreign, make_text, make_short])
-def test_what_is_not_of_this_format_is_refused_and_left_alone(made, path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_not_of_this_format_is_refused_and_left_alone(
+    made: Callable[[Path], None], path: Path
+) -> None:
     made(path)
     before = files_of(path.parent)
     for _ in range(2):

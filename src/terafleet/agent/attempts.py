@@ -29,11 +29,6 @@ Submit = Callable[[AnyGuardEvent, Sequence[Blob]], bool]
 Key = tuple[LeaseId, WorkUnitId]
 
 
-def payload_name(lease_id: LeaseId, unit_id: WorkUnitId) -> str:
-    """The blob with an attempt's output; below `output_name`, so that a prefix names it alone."""
-    return f"{output_name(lease_id, unit_id)}/payload"
-
-
 def address_name(lease_id: LeaseId, unit_id: WorkUnitId) -> str:
     """The blob with the address to put a large output to."""
     return f"{output_name(lease_id, unit_id)}/address"
@@ -53,9 +48,14 @@ class AttemptFigures(msgspec.Struct):
 
 
 class Surroundings(msgspec.Struct, frozen=True):
-    """What attempts need; `runtime_of` finds the runtime that holds a model, or None."""
+    """What attempts need.
+
+    `runtime_of` finds the runtime that holds a model, or None. `keep_output` hears of each output
+    just before the guard does, which will have it handed in.
+    """
 
     submit: Submit
+    keep_output: Callable[[LeaseId, WorkUnitId, bytes], None]
     clock: Clock
     inputs: LeasedInputs
     gateway: Gateway
@@ -172,6 +172,7 @@ class Attempts:
             digest=hashlib.sha256(result.payload).digest(),
         )
         self._count(event, result.cpu_ms)
+        self._around.keep_output(lease_id, unit_id, result.payload)
         self._around.submit(event, _blobs(event, result.payload, attempt.unit.output_address))
 
     def _break(self, attempt: _Attempt, reason: str, detail: str, cpu_ms: int) -> None:
@@ -211,7 +212,7 @@ def failure_named(reason: str) -> Failure:
 def _blobs(event: AttemptFinished, payload: bytes, output_address: str) -> list[Blob]:
     """The output, and where it will go if it is too large for a receipt."""
     key = (event.lease_id, event.unit_id)
-    blobs = [Blob(payload_name(*key), payload)]
+    blobs = [Blob(output_name(*key), payload)]
     if len(payload) > INLINE_BYTES_MAX:
         # After a restart nothing but the record knows the address.
         blobs.append(Blob(address_name(*key), output_address.encode()))

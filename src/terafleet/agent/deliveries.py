@@ -6,21 +6,20 @@ from collections.abc import Callable, Sequence
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from terafleet.agent.attempts import address_name, payload_name
+from terafleet.agent.attempts import address_name
 from terafleet.agent.deeds import Spawn
 from terafleet.agent.gateway import Gateway, GatewayFault
 from terafleet.agent.waking import Sleep
 from terafleet.core.guard_effects import SendReceipt
 from terafleet.core.ids import LeaseId, WorkUnitId, output_name
 from terafleet.core.reasons import Failure
-from terafleet.engine.ports import StorageFull, Store
+from terafleet.engine.ports import Store
 from terafleet.protocol.agent import INLINE_BYTES_MAX, Receipt
 
 WHOLE_LEASE = -1
 PUTS_MAX = 2
 RETRY_S_MIN = 1.0
 RETRY_S_MAX = 60.0
-DELETE_RETRY_S = 10.0
 
 Key = tuple[LeaseId, WorkUnitId]
 
@@ -28,24 +27,34 @@ log: FilteringBoundLogger = structlog.get_logger()
 
 
 class Deliveries:
-    """Receipts on their way out; `hand_in` gets those that are ready to be sent."""
+    """Receipts on their way out.
+
+    `hand_in` gets those that are ready to be sent, `discard` the names of blobs that may go.
+    """
 
     def __init__(
         self,
         store: Store,
         gateway: Gateway,
         hand_in: Callable[[Sequence[Receipt]], None],
+        discard: Callable[[Sequence[str]], None],
         spawn: Spawn,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._store = store
         self._gateway = gateway
         self._hand_in = hand_in
+        self._discard = discard
         self._spawn = spawn
         self._sleep = sleep
+        self._fresh: dict[Key, bytes] = {}
         self._putting: dict[Key, SendReceipt] = {}
         self._puts = asyncio.Semaphore(PUTS_MAX)
-        self._deleting: list[Key] = []
+
+    def keep(self, lease_id: LeaseId, unit_id: WorkUnitId, payload: bytes) -> None:
+        """Have a small output at hand, so that its receipt need not wait for the record."""
+        if len(payload) <= INLINE_BYTES_MAX:
+            self._fresh[lease_id, unit_id] = payload
 
     def send(self, effects: Sequence[SendReceipt]) -> None:
         """Hand in what one group of events brought, those together that are ready."""
@@ -63,17 +72,17 @@ class Deliveries:
     def forget(self, lease_id: LeaseId, unit_id: WorkUnitId) -> None:
         """A receipt is acknowledged, or not wanted: its output may go."""
         self._putting.pop((lease_id, unit_id), None)
-        if unit_id == WHOLE_LEASE:
-            return
-        self._deleting.append((lease_id, unit_id))
-        if len(self._deleting) == 1:
-            self._spawn(self._delete())
+        self._fresh.pop((lease_id, unit_id), None)
+        if unit_id != WHOLE_LEASE:
+            self._discard((output_name(lease_id, unit_id), address_name(lease_id, unit_id)))
 
     def _ready(self, effect: SendReceipt) -> Receipt | None:
         """The receipt if it can leave at once; None if its output must be put first."""
         if effect.failure is not None or effect.ending is not None:
             return _receipt(effect, b"")
-        payload = self._store.blob(payload_name(effect.lease_id, effect.unit_id))
+        payload = self._fresh.pop((effect.lease_id, effect.unit_id), None)
+        if payload is None:
+            payload = self._store.blob(output_name(effect.lease_id, effect.unit_id))
         if payload is None:
             return _spoilt(effect, "the output is not in the record")
         return _receipt(effect, payload) if len(payload) <= INLINE_BYTES_MAX else None
@@ -102,27 +111,10 @@ class Deliveries:
 
     async def _put_once(self, effect: SendReceipt) -> GatewayFault | None:
         address = self._store.blob(address_name(effect.lease_id, effect.unit_id))
-        payload = self._store.blob(payload_name(effect.lease_id, effect.unit_id))
+        payload = self._store.blob(output_name(effect.lease_id, effect.unit_id))
         if address is None or payload is None:
             return GatewayFault("output_missing", "the output is not in the record")
         return await self._gateway.put(address.decode(), payload)
-
-    async def _delete(self) -> None:
-        """Delete outputs in a thread, as many as have come together."""
-        while self._deleting:
-            keys = list(self._deleting)
-            try:
-                await asyncio.to_thread(self._delete_here, keys)
-            except StorageFull:
-                # A full disk has no room for a deletion's journal either.
-                await self._sleep(DELETE_RETRY_S)
-            else:
-                del self._deleting[: len(keys)]
-
-    def _delete_here(self, keys: Sequence[Key]) -> None:
-        for lease_id, unit_id in keys:
-            # With the slash, or the outputs of lease 12 would go with those of lease 1.
-            self._store.delete_blobs(f"{output_name(lease_id, unit_id)}/")
 
 
 def _receipt(effect: SendReceipt, payload: bytes) -> Receipt:

@@ -55,7 +55,7 @@ class Performer:
         self._submit = submit
         self._clock = clock
         self._spawn = spawn
-        self._preparing: dict[ModelId, asyncio.Task[None]] = {}
+        self._preparing: set[asyncio.Task[None]] = set()
         self._kinds: dict[str, str] = {}
         self.state = fx.GuardState.REFUSING
 
@@ -88,16 +88,12 @@ class Performer:
         self._submit(RuntimeExited(self._clock.now_ms(), detail))
 
     def _prepare_model(self, effect: fx.PrepareModel) -> None:
-        before = self._preparing.get(effect.model_id)
-        if before is not None:
-            before.cancel()
         task = self._spawn(self._prepare(effect.model_id))
-        self._preparing[effect.model_id] = task
+        self._preparing.add(task)
+        task.add_done_callback(self._preparing.discard)
 
     async def _prepare(self, model_id: ModelId) -> None:
         outcome = await self._load(model_id)
-        if self._preparing.get(model_id) is asyncio.current_task():
-            del self._preparing[model_id]
         now_ms = self._clock.now_ms()
         if outcome is None:
             self._submit(ModelReady(now_ms, model_id))
@@ -135,9 +131,8 @@ class Performer:
         """It was done before all else; see `perform`."""
 
     def _kill_runtime(self, effect: fx.KillRuntime) -> None:  # noqa: ARG002 - it says nothing.
-        for task in self._preparing.values():
+        for task in self._preparing:
             task.cancel()
-        self._preparing.clear()
         self._rooms.keeper.kill()
 
     def _report_permit(self, effect: fx.ReportPermit) -> None:

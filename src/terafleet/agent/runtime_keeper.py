@@ -13,6 +13,9 @@ from terafleet.agent.deeds import Spawn
 from terafleet.agent.ports import Runtime, RuntimeFailure, RuntimeUnavailable
 from terafleet.core.reasons import Failure
 
+TURNS_TO_SETTLE = 10
+"""Turns of the event loop; a failure reaches the end of its chain of waits in fewer."""
+
 log: FilteringBoundLogger = structlog.get_logger()
 
 
@@ -108,6 +111,15 @@ class RuntimeKeeper:
             return
         log.warning("runtime_exited", kind=kind, cause=detail)
         self._forget(kind, life)
+        self._spawn(self._say_exited(detail))
+
+    async def _say_exited(self, detail: str) -> None:
+        """Let those who waited for the runtime say first what became of their work.
+
+        Else a model that crashes its runtime would be loaded again before it is known as bad.
+        """
+        for _ in range(TURNS_TO_SETTLE):
+            await asyncio.sleep(0)
         self._exited(detail)
 
     def _forget(self, kind: str, life: _Life) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -46,7 +46,7 @@ from terafleet.engine.engine import Engine, Shell
 from terafleet.engine.ports import Record, Store
 from terafleet.engine.recovery import Recovery, recover
 from terafleet.engine.settings import DAY_MS, MIB, EngineSettings
-from terafleet.protocol.agent import Grant
+from terafleet.protocol.agent import Grant, Receipt
 
 LEAVE_S = 3.0
 """How long a stopping agent waits for its runtime's end and for acknowledgements."""
@@ -109,6 +109,13 @@ class Agent:
             disk, adapters.gateway, lambda: identity.enrolment.manifest_key, changed=self._offer
         )
         self._keeper = RuntimeKeeper(adapters.runtimes, self._exited, self._deeds.spawn)
+        self._deliveries = Deliveries(
+            adapters.store,
+            adapters.gateway,
+            self._hand_in,
+            self._engine.discard,
+            self._deeds.spawn,
+        )
         self._attempts = Attempts(self._surroundings())
         hooks = LinkHooks(
             guard=self.guard,
@@ -118,11 +125,8 @@ class Agent:
             refused=identity.renew_soon,
         )
         self.link = Link(enrolment.vehicle_id, adapters.connect, self.clock, hooks)
-        deliveries = Deliveries(
-            adapters.store, adapters.gateway, self.link.hand_in, self._deeds.spawn
-        )
         rooms = Rooms(
-            self._cache, self._keeper, self._attempts, deliveries, self._inputs, self.link
+            self._cache, self._keeper, self._attempts, self._deliveries, self._inputs, self.link
         )
         self._performer = Performer(rooms, self._engine.submit, self.clock, self._deeds.spawn)
         self._sampling = Sampling(settings.policy, self._readings_changed)
@@ -199,6 +203,7 @@ class Agent:
     def _surroundings(self) -> Surroundings:
         return Surroundings(
             submit=self._engine.submit,
+            keep_output=self._deliveries.keep,
             clock=self.clock,
             inputs=self._inputs,
             gateway=self._adapters.gateway,
@@ -246,6 +251,9 @@ class Agent:
 
     def _exited(self, detail: str) -> None:
         self._performer.runtime_exited(detail)
+
+    def _hand_in(self, receipts: Sequence[Receipt]) -> None:
+        self.link.hand_in(receipts)
 
     def _offer(self) -> None:
         self.link.report_capability()

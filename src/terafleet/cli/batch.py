@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from terafleet.cli.connection import Asking, Connection, files_mapped, fleet_client
-from terafleet.cli.failure import CommandFailed
+from terafleet.cli.connection import Asking, Connection, fleet_client
+from terafleet.cli.failure import CommandFailed, files_mapped
 from terafleet.cli.options import add_command, noun
 from terafleet.cli.output import moment, note, print_facts, print_json, print_table
 from terafleet.cli.words import ADVICE, waiting_in_words

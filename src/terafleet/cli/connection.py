@@ -1,7 +1,6 @@
 """Which control plane a command speaks to, and with which API key."""
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,31 +121,6 @@ def fleet_client(connection: Connection) -> Iterator["FleetClient"]:
 def failure_of(error: "TerafleetError") -> CommandFailed:
     """A failed request as the failure of a command."""
     return CommandFailed(error.code, error.message, ADVICE.get(error.code, ""))
-
-
-@contextlib.contextmanager
-def files_mapped() -> Iterator[None]:
-    """Files of this computer that can't be read or written become CommandFailed."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            # Whoever read our output has enough of it; that is no fault of a file.
-            raise
-        cause = error.strerror or type(error).__name__
-        where = f"{error.filename}: " if error.filename else ""
-        raise CommandFailed("file_unusable", f"{where}{cause}.") from error
-
-
-@contextlib.contextmanager
-def extra_needed(extra: str) -> Iterator[None]:
-    """A library that is missing becomes CommandFailed that says what to install."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        message = f"This needs {error.name}, which is not installed."
-        advice = f"Install it with: pip install 'terafleet[{extra}]'"
-        raise CommandFailed("extra_missing", message, advice) from error
 
 
 def _kept(path: Path) -> str:

@@ -88,6 +88,17 @@ class Child:
         return "\n".join(lines[-8:])
 
 
+def _toml(settings: Mapping[str, Any]) -> str:
+    """Settings of one level of tables as TOML; its scalars and lists are written as in JSON."""
+    tables = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
+    scalars = {name: value for name, value in settings.items() if name not in tables}
+    lines = [f"{name} = {msgspec.json.encode(value).decode()}" for name, value in scalars.items()]
+    for table, entries in tables.items():
+        lines.append(f"[{table}]")
+        lines += [f"{name} = {msgspec.json.encode(one).decode()}" for name, one in entries.items()]
+    return "\n".join(lines) + "\n"
+
+
 class LocalFleet:
     """A control plane and its cars below one folder, on the loopback address."""
 
@@ -148,7 +159,7 @@ class LocalFleet:
         folder = self.car_folder(name)
         folder.mkdir(parents=True)
         (folder / "timetable.json").write_bytes(msgspec.json.encode(timetable))
-        (folder / "agent.toml").write_bytes(msgspec.toml.encode(settings))
+        (folder / "agent.toml").write_text(_toml(settings), encoding="utf-8")
         with self.admin() as admin:
             code = admin.create_code().code
         enrolment = asyncio.run(enrol(folder, self.url, code, name))

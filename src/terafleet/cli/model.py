@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from terafleet.cli.connection import Asking, admin_client, extra_needed, files_mapped
-from terafleet.cli.failure import CommandFailed
+from terafleet.cli.connection import Asking, admin_client
+from terafleet.cli.failure import CommandFailed, extra_needed, files_mapped
 from terafleet.cli.options import add_command, noun
 from terafleet.cli.output import moment, note, print_facts, print_json, print_table, size
 from terafleet.cli.words import ADVICE, MODEL_FILE_ADVICE

@@ -10,8 +10,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from terafleet.cli.connection import files_mapped
-from terafleet.cli.failure import CommandFailed
+from terafleet.cli.failure import CommandFailed, files_mapped
 from terafleet.cli.words import MODEL_FILE_ADVICE
 from terafleet.protocol.manifest import Manifest, ManifestFile
 from terafleet.protocol.model_files.gguf import GgufHeader, GgufPooling, check_gguf

@@ -43,11 +43,9 @@ def facts_of(status: Status, url: str) -> list[tuple[str, str]]:
 def _facts_of_shard(shard: ShardStatus) -> list[tuple[str, str]]:
     states = ", ".join(f"{count} {state}" for state, count in sorted(shard.vehicles.items()))
     total = sum(shard.vehicles.values())
-    facts = [
+    return [
         ("shard", f"up for {span(shard.at_ms - shard.started_ms)}"),
         ("cars", f"{total}: {states}" if total else "none; enrol one: terafleet vehicle code"),
         ("work units", f"{shard.units_waiting} waiting, {shard.units_running} running"),
         ("batches", f"{shard.batches_open} open"),
     ]
-    figures = sorted(shard.figures.items())
-    return [*facts, *((name.replace("_", " "), f"{value:g}") for name, value in figures)]

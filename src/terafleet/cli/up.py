@@ -7,8 +7,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from terafleet.cli.connection import DataFolder, data_folder, extra_needed
-from terafleet.cli.failure import CommandFailed
+from terafleet.cli.connection import DataFolder, data_folder
+from terafleet.cli.failure import CommandFailed, extra_needed
 from terafleet.cli.options import add_command, host_and_port
 
 LEVELS = ("debug", "info", "warning", "error")

@@ -3,14 +3,15 @@
 import asyncio
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from terafleet.cli.connection import URL_VARIABLE, extra_needed
-from terafleet.cli.failure import CommandFailed
+from terafleet.cli.connection import URL_VARIABLE
+from terafleet.cli.failure import CommandFailed, extra_needed
 from terafleet.cli.options import add_command
 from terafleet.cli.output import NONE, moment, print_facts, print_json
 from terafleet.cli.words import refusals_in_words
@@ -133,14 +134,11 @@ def run_agent(options: Run) -> None:
     codes beside 0 and 2: 1 the settings are wrong, 3 not enrolled, 4 the timetable is wrong,
     5 the folder is in use, 6 it can't be used.
     """
-    with extra_needed("agent"):
-        from terafleet.agent.app import run
-        from terafleet.agent.settings import SettingsRefused, load_settings
-    settings = load_settings(options.data, overrides_of(options))
-    if isinstance(settings, SettingsRefused):
-        faults = "; ".join(settings.faults)
-        raise CommandFailed("settings_refused", f"The agent's settings are wrong: {faults}.")
-    raise typer.Exit(run(settings))
+    # The agent gets a fresh interpreter in this process: a car's memory is scarce, and it needs
+    # nothing of the command line. -P keeps the folder that this is called in off its path.
+    given = msgspec.json.encode(overrides_of(options)).decode()
+    arguments = ["-P", "-m", "terafleet.cli.vehicle_process", str(options.data.absolute()), given]
+    os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - no shell is wanted.
 
 
 def show_agent(options: Show) -> None:

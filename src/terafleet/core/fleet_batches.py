@@ -1,5 +1,7 @@
 """What the fleet does with batches, from admission to the last file."""
 
+import msgspec
+
 from terafleet.core import events as ev
 from terafleet.core.admission import refuse_batch
 from terafleet.core.deadlines import DeadlineKind
@@ -20,6 +22,19 @@ _ENDINGS = {
     BatchState.CANCELLED: (LeaseEnding.BATCH_CANCELLED, UnitEnding.BATCH_CANCELLED),
     BatchState.EXPIRED: (LeaseEnding.BATCH_EXPIRED, UnitEnding.BATCH_EXPIRED),
 }
+
+
+_MODEL_REPLACED = msgspec.json.encode(
+    [
+        {
+            "code": "model_not_found",
+            "message": "A model of the batch was replaced while its file was read; send it again.",
+            "param": "model",
+            "line": None,
+        }
+    ]
+)
+"""In the API's own form of a batch's errors."""
 
 
 def model_added(fleet: FleetState, event: ev.ModelAdded) -> None:
@@ -112,9 +127,16 @@ def gateway_overdue(fleet: FleetState, batch_id: BatchId) -> None:
 
 def batch_submitted(fleet: FleetState, event: ev.BatchSubmitted) -> None:
     """The units of a batch begin to wait; submitting them again changes nothing."""
-    fleet.answer(event.request_id)
     batch = fleet.batches.get(event.batch_id)
-    if batch is None or batch.state is not BatchState.VALIDATING:
+    if batch is None:
+        fleet.answer(event.request_id, Refused.BATCH_ENDED, "the batch has ended")
+        return
+    fleet.answer(event.request_id)
+    if batch.state is not BatchState.VALIDATING:
+        return
+    if any(spec.model_id not in batch.model_ids for spec in event.units):
+        batch.errors = _MODEL_REPLACED
+        _end(fleet, batch, BatchState.FAILED)
         return
     batch.state = BatchState.IN_PROGRESS
     batch.in_progress_ms = fleet.now_ms

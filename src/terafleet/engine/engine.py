@@ -20,7 +20,6 @@ from terafleet.engine.settings import EngineSettings
 from terafleet.engine.snapshots import Snapshots
 from terafleet.engine.storage import StorageWatch
 
-
 DISCARDED_MAX = 2_000
 """How many blobs are deleted with one group, so that its commit stays short."""
 

@@ -15,7 +15,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     two levels of free storage between which the answer does not change.
     """
 
-    group_max: int = 8192
+    group_max: int = 1024
     group_bytes_max: int = 8 * MIB
     inbox_max: int = 200_000
     inbox_bytes_max: int = 256 * MIB

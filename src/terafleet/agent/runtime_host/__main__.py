@@ -26,7 +26,11 @@ def main() -> None:
     # onnxruntime looks this up when it is loaded, and would call home without it.
     assert os.environ.get("ORT_DISABLE_TELEMETRY") == "1"
     incoming, outgoing = _take_pipes()
-    enclosure = enclose(_walls(kind, settings))
+    try:
+        enclosure = enclose(_walls(kind, settings))
+    except OSError as error:
+        _refuse(outgoing, NotReady(Failure.SANDBOX_UNAVAILABLE, str(error)))
+        return
     if not enclosure.report.has_no_network:
         held = ", ".join(enclosure.mechanisms) or "nothing"
         detail = f"no wall keeps the network away; the kernel gave {held}"

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import msgspec
 
+from terafleet.control.ports import ObjectMissing
+
 TRAILER_MAGIC = b"tfobj\x00\x00\x01"
 TRAILER_BYTES = len(TRAILER_MAGIC) + 32
 
 
-class ObjectDamaged(Exception):
+class ObjectDamaged(ObjectMissing):
     """A file in the objects' folder is not one that was stored there."""
 
 

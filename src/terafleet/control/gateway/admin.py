@@ -6,7 +6,7 @@ from typing import Annotated
 
 from litestar import Router, delete, get, post
 from litestar.di import NamedDependency
-from litestar.params import Parameter
+from litestar.params import FromPath, JSONBody, QueryParameter
 
 from terafleet.control.gateway.admin_models import MODEL_ROUTES
 from terafleet.control.gateway.admin_vehicles import VEHICLE_ROUTES
@@ -50,7 +50,9 @@ _ABOUT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 
 
 @post(KEYS_PATH)
-async def create_key(data: KeyCreate, context: NamedDependency[GatewayContext]) -> KeyCreated:
+async def create_key(
+    data: JSONBody[KeyCreate], context: NamedDependency[GatewayContext]
+) -> KeyCreated:
     """Make an API key; its secret is in this answer and nowhere else."""
     check_name(data.name)
     if data.role not in ROLES:
@@ -77,7 +79,7 @@ async def list_keys(context: NamedDependency[GatewayContext]) -> KeyList:
 
 @delete(f"{KEYS_PATH}/{{key_id:str}}", status_code=200)
 async def revoke_key(
-    key_id: str, caller: NamedDependency[Caller], context: NamedDependency[GatewayContext]
+    key_id: FromPath[str], caller: NamedDependency[Caller], context: NamedDependency[GatewayContext]
 ) -> KeyView:
     """Revoke an API key; from the next request on it is refused."""
     if key_id == caller.key_id:
@@ -92,7 +94,9 @@ async def revoke_key(
 
 
 @post(CODES_PATH)
-async def create_code(data: CodeCreate, context: NamedDependency[GatewayContext]) -> CodeCreated:
+async def create_code(
+    data: JSONBody[CodeCreate], context: NamedDependency[GatewayContext]
+) -> CodeCreated:
     """Make a one-time code with which one car can enrol."""
     if not 1 <= data.valid_s <= CODE_VALID_S_MAX:
         message = f"A code can be valid from 1 to {CODE_VALID_S_MAX} seconds."
@@ -123,9 +127,9 @@ async def get_status(context: NamedDependency[GatewayContext]) -> Status:
 
 @get(f"{STORY_PATH}/{{about:str}}")
 async def get_story(
-    about: str,
+    about: FromPath[str],
     context: NamedDependency[GatewayContext],
-    limit: Annotated[int, Parameter(ge=1, le=STORY_LINES_MAX)] = 100,
+    limit: Annotated[int, QueryParameter(ge=1, le=STORY_LINES_MAX)] = 100,
 ) -> StoryPage:
     """What the journal tells about a batch, a work unit, a lease or a car."""
     if _ABOUT.fullmatch(about) is None:

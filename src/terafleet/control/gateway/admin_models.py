@@ -4,12 +4,12 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Iterable
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from litestar import Request, delete, get, head, post, put
 from litestar.di import NamedDependency
-from litestar.params import Parameter
+from litestar.params import FromPath, JSONBody
 
 from terafleet.control.gateway.bodies import body_chunks
 from terafleet.control.gateway.context import GatewayContext
@@ -47,7 +47,7 @@ _FILE_ROUTE = f"{MODEL_FILES_PATH}/{{sha256:str}}"
 
 @put(_FILE_ROUTE, status_code=200, request_max_body_size=FILE_BYTES_MAX)
 async def put_model_file(
-    sha256: str, request: Request[Any, Any, Any], context: NamedDependency[GatewayContext]
+    sha256: FromPath[str], request: Request[Any, Any, Any], context: NamedDependency[GatewayContext]
 ) -> ModelFileView:
     """Store a file of models, the body as it is; its SHA-256 must be the one in the address."""
     name = _object_name(sha256)
@@ -58,7 +58,9 @@ async def put_model_file(
 
 
 @get(_FILE_ROUTE)
-async def get_model_file(sha256: str, context: NamedDependency[GatewayContext]) -> ModelFileView:
+async def get_model_file(
+    sha256: FromPath[str], context: NamedDependency[GatewayContext]
+) -> ModelFileView:
     """Whether a file of models is stored, and its size."""
     info = await context.objects.info(_object_name(sha256))
     if info is None:
@@ -67,7 +69,7 @@ async def get_model_file(sha256: str, context: NamedDependency[GatewayContext]) 
 
 
 @head(_FILE_ROUTE)
-async def head_model_file(sha256: str, context: NamedDependency[GatewayContext]) -> None:
+async def head_model_file(sha256: FromPath[str], context: NamedDependency[GatewayContext]) -> None:
     """Whether a file of models is stored."""
     if await context.objects.info(_object_name(sha256)) is None:
         raise ApiError("not_found", "This file is not stored.", "sha256")
@@ -75,7 +77,9 @@ async def head_model_file(sha256: str, context: NamedDependency[GatewayContext])
 
 @post(MODELS_PATH)
 async def create_model(
-    data: ModelCreate, request: Request[Any, Any, Any], context: NamedDependency[GatewayContext]
+    data: JSONBody[ModelCreate],
+    request: Request[Any, Any, Any],
+    context: NamedDependency[GatewayContext],
 ) -> ModelView:
     """Publish a model: check its manifest and files, sign it, and tell the fleet."""
     manifest = data.manifest
@@ -105,7 +109,7 @@ async def list_models(context: NamedDependency[GatewayContext]) -> ModelList:
 
 @delete(f"{MODELS_PATH}/{{model_id:str}}", status_code=200)
 async def remove_model(
-    model_id: Annotated[str, Parameter(max_length=64)],
+    model_id: FromPath[str],
     request: Request[Any, Any, Any],
     context: NamedDependency[GatewayContext],
 ) -> ModelRemoved:

@@ -4,6 +4,7 @@ import re
 
 from litestar import delete, get, post
 from litestar.di import NamedDependency
+from litestar.params import FromPath
 
 from terafleet.control.gateway.context import GatewayContext, ShardRefused
 from terafleet.control.gateway.errors import ApiError
@@ -30,7 +31,7 @@ async def list_vehicles(context: NamedDependency[GatewayContext]) -> VehiclesPag
 
 @delete(f"{VEHICLES_PATH}/{{vehicle_id:str}}", status_code=200)
 async def remove_vehicle(
-    vehicle_id: str, context: NamedDependency[GatewayContext]
+    vehicle_id: FromPath[str], context: NamedDependency[GatewayContext]
 ) -> VehicleChanged:
     """Take a car out of the fleet for good; it gets no credential any more."""
     checked_id = _enrolled(vehicle_id, context)
@@ -46,7 +47,7 @@ async def remove_vehicle(
 
 @post(f"{VEHICLES_PATH}/{{vehicle_id:str}}/drain", status_code=200)
 async def drain_vehicle(
-    vehicle_id: str, context: NamedDependency[GatewayContext]
+    vehicle_id: FromPath[str], context: NamedDependency[GatewayContext]
 ) -> VehicleChanged:
     """Grant a car nothing new; what it has it may end."""
     return await _drain(vehicle_id, context, is_draining=True)
@@ -54,7 +55,7 @@ async def drain_vehicle(
 
 @post(f"{VEHICLES_PATH}/{{vehicle_id:str}}/undrain", status_code=200)
 async def undrain_vehicle(
-    vehicle_id: str, context: NamedDependency[GatewayContext]
+    vehicle_id: FromPath[str], context: NamedDependency[GatewayContext]
 ) -> VehicleChanged:
     """Grant a car work again."""
     return await _drain(vehicle_id, context, is_draining=False)

@@ -9,6 +9,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from litestar import Request, Router, get, post
 from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
 
 from terafleet.bus.credentials import KeyInvalid, KeyKind, decode_public_key
 from terafleet.control.gateway.attempts import Attempts
@@ -53,7 +54,9 @@ _VEHICLE_ID = re.compile(r"veh-[a-z]{10}")
 
 @post(ENROL_PATH, status_code=200, request_max_body_size=SMALL_BODY_BYTES_MAX)
 async def enrol(
-    data: EnrolRequest, request: Request[Any, Any, Any], context: NamedDependency[GatewayContext]
+    data: JSONBody[EnrolRequest],
+    request: Request[Any, Any, Any],
+    context: NamedDependency[GatewayContext],
 ) -> Enrolment:
     """Let a car join the fleet with its one-time code and the key that it made."""
     _check_enrolment(data)
@@ -66,7 +69,9 @@ async def enrol(
 
 @post(RENEW_PATH, status_code=200, request_max_body_size=SMALL_BODY_BYTES_MAX)
 async def renew(
-    data: RenewRequest, request: Request[Any, Any, Any], context: NamedDependency[GatewayContext]
+    data: JSONBody[RenewRequest],
+    request: Request[Any, Any, Any],
+    context: NamedDependency[GatewayContext],
 ) -> Enrolment:
     """Give a car a fresh credential for the key that it enrolled with.
 
@@ -80,7 +85,9 @@ async def renew(
 
 @get(f"{MODELS_PATH}/{{model_id:str}}")
 async def get_model_offer(
-    model_id: str, request: Request[Any, Any, Any], context: NamedDependency[GatewayContext]
+    model_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    context: NamedDependency[GatewayContext],
 ) -> ModelOffer:
     """What a car needs to fetch a model; the address must be signed."""
     check_address(request, context, "GET")

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from litestar import Request, Response, get, put
 from litestar.di import NamedDependency
+from litestar.params import FromQuery
 from litestar.response import Stream
 
 from terafleet.control.gateway.bodies import body_chunks
@@ -34,8 +35,8 @@ _OBJECT_ROUTE = f"{OBJECTS_PATH}/{{name:path}}"
 async def get_object(
     request: Request[Any, Any, Any],
     context: NamedDependency[GatewayContext],
-    offset: int = 0,
-    length: int = -1,
+    offset: FromQuery[int] = 0,
+    length: FromQuery[int] = -1,
 ) -> Response[Any]:
     """An object's bytes, or a part of them (HTTP ranges work); the address must be signed."""
     check_address(request, context, "GET")

@@ -26,6 +26,7 @@ _RUNTIME_MB, _BATCH_MB = 64, 64
 _MIB = 1024 * 1024
 _FLOAT_BYTES = 4
 _DETAIL_CHARACTERS_MAX = 400
+_JSON_BYTES_MAX = 64 * 1024 * 1024
 
 _Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 _StructT = TypeVar("_StructT", bound=msgspec.Struct)
@@ -321,7 +322,12 @@ def _decoded(path: Path, raw: bytes, kind: type[_StructT]) -> _StructT:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(_JSON_BYTES_MAX + 1)
     except OSError as error:
         detail = f"{path.name}: {error.strerror}"
         raise _RefusedError(ImportReason.FILE_UNREADABLE, detail) from error
+    if len(raw) > _JSON_BYTES_MAX:
+        detail = f"{path.name}: more than {_JSON_BYTES_MAX} bytes"
+        raise _RefusedError(ImportReason.FILE_UNREADABLE, detail)
+    return raw

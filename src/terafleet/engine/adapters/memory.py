@@ -52,16 +52,15 @@ class MemoryStore:
         with self._lock:
             assert entry.sequence == self._last_sequence() + 1, "the journal has no gaps"
             newest = {(record.kind, record.id): record for record in records}
-            named = {blob.name: blob.body or b"" for blob in blobs}
-            gone = [blob.name for blob in blobs if blob.body is None]
+            named = {blob.name: blob.body for blob in blobs}
             size = len(entry.events) + len(entry.effects)
             size += sum(self._growth(record) for record in newest.values())
-            size += sum(len(body) - len(self._blobs.get(name, b"")) for name, body in named.items())
+            for name, body in named.items():
+                size += len(body or b"") - len(self._blobs.get(name, b""))
             self._take_room(size)
             self._entries.append(entry)
-            self._blobs.update(named)
-            for name in gone:
-                self._blobs.pop(name, None)
+            for name, body in named.items():
+                self._put_blob(name, body)
             for record in newest.values():
                 self._put(record)
 
@@ -167,6 +166,12 @@ class MemoryStore:
             records.pop(record.id, None)
         else:
             records[record.id] = record
+
+    def _put_blob(self, name: str, body: bytes | None) -> None:
+        if body is None:
+            self._blobs.pop(name, None)
+        else:
+            self._blobs[name] = body
 
     def _take_room(self, size: int) -> None:
         if self._failures > 0:

@@ -123,6 +123,7 @@ class SqliteStore:
         """Write all of it durably or none of it. Raises StorageFull."""
         assert entry.sequence == self._last_sequence + 1, "the journal has no gaps"
         newest = {(record.kind, record.id): record for record in records}.values()
+        named = {blob.name: blob for blob in blobs}.values()
         with self._transaction() as connection:
             connection.execute(
                 "INSERT INTO journal (sequence, at_ms, schema, events, effects)"
@@ -142,12 +143,12 @@ class SqliteStore:
                     "DELETE FROM records WHERE kind = ? AND id = ?",
                     ((r.kind, r.id) for r in newest if r.body is None),
                 )
-            if blobs:
+            if named:
                 connection.executemany(
-                    UPSERT_BLOB, ((b.name, b.body) for b in blobs if b.body is not None)
+                    UPSERT_BLOB, ((b.name, b.body) for b in named if b.body is not None)
                 )
                 connection.executemany(
-                    "DELETE FROM blobs WHERE name = ?", ((b.name,) for b in blobs if b.body is None)
+                    "DELETE FROM blobs WHERE name = ?", ((b.name,) for b in named if b.body is None)
                 )
         self._last_sequence = entry.sequence
 

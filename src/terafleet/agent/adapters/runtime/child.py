@@ -74,7 +74,10 @@ class ChildSettings(msgspec.Struct, frozen=True):
 
 
 class ChildRuntime:
-    """The port `Runtime` on a child process; it can be started again after it has ended."""
+    """The port `Runtime` on a child process; it can be started again after it has ended.
+
+    `mechanisms` names what of the kernel makes the walls hold, for people to read.
+    """
 
     def __init__(self, kind: str, settings: ChildSettings) -> None:
         """`kind` is `onnx` or `llama`."""
@@ -82,6 +85,7 @@ class ChildRuntime:
         self._settings = settings
         self._life: _Life | None = None
         self._numbers = itertools.count(1)
+        self.mechanisms: tuple[str, ...] = ()
 
     async def start(self, on_exit: Callable[[str], None]) -> SandboxReport:
         """Start the program and wait until its walls stand and its libraries are loaded.

@@ -1,5 +1,6 @@
 """The kernel's calls that Python doesn't offer, by ctypes."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -54,9 +55,11 @@ def leave_network() -> tuple[str, ...]:
     """
     user_id, group_id = os.getuid(), os.getgid()
     if _unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC):
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{user_id} {user_id} 1")
-        _write("/proc/self/gid_map", f"{group_id} {group_id} 1")
+        # Without them the process has no name for its user, which changes nothing else.
+        with contextlib.suppress(OSError):
+            _write("/proc/self/setgroups", "deny")
+            _write("/proc/self/uid_map", f"{user_id} {user_id} 1")
+            _write("/proc/self/gid_map", f"{group_id} {group_id} 1")
         return ("user_namespace", "network_namespace")
     return ("network_namespace",) if _unshare(_CLONE_NEWNET | _CLONE_NEWIPC) else ()
 

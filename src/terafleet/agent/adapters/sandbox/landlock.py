@@ -45,7 +45,7 @@ def landlock_version() -> int:
 def restrict_files(readable: Iterable[str], devices: Iterable[str]) -> int:
     """Leave this process only `readable` to read and `devices` to read and write.
 
-    Paths that don't exist are passed over. Nothing may be executed, TCP is refused, and signals
+    Paths that can't be opened are passed over. Nothing may be executed, TCP is refused, and signals
     and abstract sockets reach no process outside. Needs `no_new_privs`. Returns the version of
     the interface, 0 where the kernel has none and nothing was done.
     """
@@ -74,7 +74,8 @@ def restrict_files(readable: Iterable[str], devices: Iterable[str]) -> int:
 def _allow(ruleset: int, path: str, rights: int) -> None:
     try:
         parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except OSError:
+        # What this process can't reach anyway needs no rule.
         return
     try:
         if not stat.S_ISDIR(os.fstat(parent).st_mode):

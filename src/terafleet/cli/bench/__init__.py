@@ -1,0 +1,69 @@
+"""`terafleet bench`: figures against the budgets of docs/budgets.md."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    bench = typer.Typer(no_args_is_help=True, help="Measure the parts against their budgets.")
+    bench.command("dispatch")(dispatch)
+    bench.command("overhead")(overhead)
+    app.add_typer(bench, name="bench")
+
+
+JSON = typer.Option(False, "--json", help="Print the figures as one JSON object.")
+SEED = typer.Option(1, help="What chance in the benchmark follows from.")
+
+
+def dispatch(
+    units: int = typer.Option(200_000, min=50_000, help="Work units at one unit a lease."),
+    vehicles: int = typer.Option(100_000, min=100, help="Cars of the machine alone."),
+    waiting: int = typer.Option(1_000_000, min=50_000, help="Waiting units of the machine alone."),
+    seed: int = SEED,
+    json: bool = JSON,
+) -> None:
+    """Durable work units per second, end to end, and the fleet's machine alone.
+
+    End to end: submit, grant, result, commit, with a runtime that does nothing, a real NATS
+    server, SQLite with synchronous=FULL, and agents in their own processes.
+    """
+    from terafleet.cli.bench.core_alone import measure_core
+    from terafleet.cli.bench.dispatch import measure_dispatch
+    from terafleet.cli.machine import machine_and_commit
+
+    figures: dict[str, Any] = {"seed": seed, **machine_and_commit()}
+    figures |= measure_core(vehicles, waiting, seed)
+    figures |= measure_dispatch(units)
+    show(figures, is_json=json)
+
+
+def overhead(
+    texts: int = typer.Option(2_000, min=100, help="How many docstrings to embed."),
+    seed: int = SEED,
+    json: bool = JSON,
+) -> None:
+    """Batch embeddings through a fleet against the bare runtime on the same cores."""
+    from terafleet.cli.bench.overhead import measure_overhead
+    from terafleet.cli.machine import machine_and_commit
+
+    figures: dict[str, Any] = {"seed": seed, **machine_and_commit()}
+    figures |= measure_overhead(texts, seed)
+    show(figures, is_json=json)
+
+
+def show(figures: Mapping[str, Any], *, is_json: bool) -> None:
+    """Print figures for a program or for a person."""
+    import msgspec
+
+    if is_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(figures)).decode() + "\n")
+        return
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        text = f"{value:,.4g}" if isinstance(value, float) and value < 100 else value
+        text = f"{value:,.0f}" if isinstance(value, int | float) and value >= 100 else text
+        sys.stdout.write(f"{name:<{width}}  {text}\n")
