@@ -24,7 +24,7 @@ from terafleet.protocol.errors import ERRORS, ErrorReply
 from tests.contract.gateway_app import START_MS, Server, Stage
 
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
-EXAMPLES_PER_OPERATION = 10
+EXAMPLES_PER_OPERATION = 6
 
 NO_HTTP = b"Invalid HTTP request received."
 """What uvicorn answers to what is no HTTP; it never comes to us."""

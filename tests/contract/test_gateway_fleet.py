@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from terafleet.bus.credentials import KeyKind, NKey, UserClaims, verify_user_jwt
 from terafleet.control.adapters.objects_folder import FolderObjects
 from terafleet.control.gateway.attempts import ATTEMPTS_MAX, SOURCES_MAX, WINDOW_MS, Attempts
+from terafleet.control.gateway.bodies import body_chunks
+from terafleet.control.gateway.errors import ApiError
 from terafleet.control.gateway.fleet_objects import OBJECT_BYTES_MAX
 from terafleet.control.gateway.keys import code_row, enrolment_code
 from terafleet.control.gateway.ranges import ByteRange, RangeUnsatisfiable, requested_range
@@ -420,6 +422,19 @@ def test_a_range_gives_what_slices_give(size: int, first: int, last: int) -> Non
             assert isinstance(found, ByteRange)
             assert found.length >= 1
             assert body[found.offset : found.offset + found.length] == expected
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    class Silent:
+        async def stream(self) -> AsyncIterator[bytes]:
+            yield b"begin"
+            await asyncio.Event().wait()
+
+    silent: Any = Silent()
+    body = body_chunks(silent, silence_s=0.01)
+    assert await anext(body) == b"begin"
+    with pytest.raises(ApiError, match="did not come"):
+        await anext(body)
 
 
 async def test_a_client_that_goes_away_does_no_harm() -> None:

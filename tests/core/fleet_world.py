@@ -239,7 +239,7 @@ class World:
             self.permit(car)
         self.tick(4_000_000)
         for _ in range(100_000):
-            if not any([self.finish(car) for car in self.cars.values()]):
+            if not sum(self.finish(car) is not None for car in self.cars.values()):
                 break
         for batch_id in list(self.assembled):
             self.assemble(batch_id)

@@ -101,7 +101,7 @@ def step_car(world: World, name: str, chance: random.Random) -> None:
                 car.held.popitem()
             world.connect(car)
         case "late":
-            late(world, car.vehicle_id, chance)
+            late(world, chance)
         case "drain":
             draining = chance.random() < 0.5
             world.happen(ev.VehicleDrained(world.now_ms, car.vehicle_id, draining, NO_REQUEST))
@@ -113,18 +113,19 @@ def step_car(world: World, name: str, chance: random.Random) -> None:
             world.happen(ev.VehicleLeft(world.now_ms, car.vehicle_id, car.epoch))
 
 
-def late(world: World, vehicle_id: str, chance: random.Random) -> None:
+def late(world: World, chance: random.Random) -> None:
     """A receipt comes once more: of this car, or with the number of another's attempt."""
     past = [one for group in world.history for one in group if type(one) is ev.AttemptReturned]
     if past:
-        event = chance.choice(past)
+        lease_id, unit_id = (chance.choice(past).lease_id, chance.choice(past).unit_id)
+        if chance.random() < 0.8:
+            event = chance.choice(past)
+            lease_id, unit_id = event.lease_id, event.unit_id
         car = world.cars[chance.choice(sorted(world.cars))]
+        now_ms, vehicle_id, epoch = world.now_ms, car.vehicle_id, car.epoch
         world.hand_in(
-            ev.AttemptReturned(
-                world.now_ms, car.vehicle_id, car.epoch, event.lease_id, event.unit_id,
-                1, 0, 5, 0, 3, 10,
-            )
-        )  # fmt: skip
+            ev.AttemptReturned(now_ms, vehicle_id, epoch, lease_id, unit_id, 1, 0, 5, 0, 3, 10)
+        )
 
 
 @settings(max_examples=60)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ from openai import OpenAI
 from terafleet.cli.local_fleet import LocalFleet
 from terafleet.protocol.manifest import Manifest
 
-ENDPOINT = "/v1/embeddings"
+ENDPOINT: Final = "/v1/embeddings"
 MODEL = "noop"
 PATIENCE_S = 90.0
 ENDS = ("completed", "failed", "expired", "cancelled")
@@ -84,6 +84,15 @@ class FleetStage:
                 words += [car.last_words() for car in self.fleet.cars.values()]
                 pytest.fail(f"never: {what}\n" + "\n".join(words))
             time.sleep(0.1)
+
+    def until_done(self, client: OpenAI, batch_id: str, requests: int) -> None:
+        """Wait until so many requests of a batch are completed."""
+
+        def is_done() -> bool:
+            counts = client.batches.retrieve(batch_id).request_counts
+            return counts is not None and counts.completed >= requests
+
+        self.until(is_done, f"{requests} requests of {batch_id}")
 
     def submit(self, client: OpenAI, requests: int) -> Any:
         """Submit a batch of so many requests, named `request-0` and so on."""

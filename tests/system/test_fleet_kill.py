@@ -13,11 +13,7 @@ def test_kill_of_the_control_plane_in_the_middle(stage: FleetStage) -> None:
     client = stage.client()
     batch = stage.submit(client, REQUESTS)
     for share in (0.2, 0.5):
-        done = int(REQUESTS * share)
-        stage.until(
-            lambda done=done: client.batches.retrieve(batch.id).request_counts.completed >= done,  # type: ignore[misc]
-            f"{share:.0%} of the batch",
-        )
+        stage.until_done(client, batch.id, int(REQUESTS * share))
         assert stage.fleet.plane is not None
         stage.fleet.plane.kill()
         stage.fleet.start_plane()
@@ -35,10 +31,7 @@ def test_kill_of_a_car_in_the_middle(stage: FleetStage) -> None:
     stage.start(cars=3)
     client = stage.client()
     batch = stage.submit(client, REQUESTS)
-    stage.until(
-        lambda: client.batches.retrieve(batch.id).request_counts.completed > REQUESTS // 10,
-        "some of the batch",
-    )
+    stage.until_done(client, batch.id, REQUESTS // 10)
     stage.fleet.cars["car-0"].kill()
     batch = stage.finish(client, batch.id)
     names = answered(client, batch)
@@ -49,10 +42,7 @@ def test_a_killed_car_comes_back_and_goes_on(stage: FleetStage) -> None:
     stage.start(cars=1)
     client = stage.client()
     batch = stage.submit(client, REQUESTS)
-    stage.until(
-        lambda: client.batches.retrieve(batch.id).request_counts.completed > REQUESTS // 10,
-        "some of the batch",
-    )
+    stage.until_done(client, batch.id, REQUESTS // 10)
     stage.fleet.cars["car-0"].kill()
     stage.fleet.start_car("car-0")
     batch = stage.finish(client, batch.id)

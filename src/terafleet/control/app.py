@@ -8,7 +8,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import structlog
 import uvicorn
@@ -16,9 +17,9 @@ import uvloop
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from terafleet.bus.adapters.nats import NatsBus
-from terafleet.bus.credentials import NKey, UserCredentials
+from terafleet.bus.credentials import NKey, OperatorKeys, UserCredentials
 from terafleet.bus.nats_server import NatsServer, NatsServerFailed, NatsServerMissing, PortInUse
-from terafleet.bus.ports import BusRefused, BusUnavailable
+from terafleet.bus.ports import Bus, BusRefused, BusUnavailable
 from terafleet.control.adapters.catalogue_sqlite import SqliteCatalogue
 from terafleet.control.adapters.objects_folder import FolderObjects
 from terafleet.control.data_folder import ControlSecrets, DataFolder, DataFolderUnknown
@@ -26,7 +27,7 @@ from terafleet.control.gateway.app import create_app
 from terafleet.control.gateway.context import GatewayContext
 from terafleet.control.gateway.keys import key_row, sha256_of
 from terafleet.control.gateway.work import GatewayWorkHandler
-from terafleet.control.ports import Catalogue
+from terafleet.control.ports import Catalogue, Objects
 from terafleet.control.settings import ControlSettings
 from terafleet.control.shard.shard import Shard, ShardPorts
 from terafleet.engine.adapters.sqlite import SqliteStore, StoreInUse
@@ -111,9 +112,9 @@ class ControlPlane:
         catalogue = SqliteCatalogue(folder.catalogue)
         stack.callback(catalogue.close)
         _keep_operator_key(catalogue, keys.operator_key)
-        objects = FolderObjects(folder.objects, OBJECTS_BYTES_FREE_MIN)
+        objects = open_objects(folder.objects)
         bus_urls = settings.bus_urls or await self._start_bus(stack, folder, keys)
-        bus = await _connect(bus_urls, keys)
+        bus = await connect_bus(bus_urls, keys.bus, "control-plane")
         stack.push_async_callback(bus.close)
         ports = ShardPorts(bus, store, objects, keys.address_secret, secrets.token_hex(4))
         shard = Shard(ports, settings.shard, self._set_storage_full)
@@ -166,8 +167,9 @@ class ControlPlane:
         server = _Server(config)
         task = asyncio.create_task(server.serve([listener]), name="gateway")
         self.tasks.append(task)
-        while not server.started and not task.done():
-            await asyncio.sleep(0.01)
+        await asyncio.wait(
+            {task, asyncio.create_task(server.ready.wait())}, return_when=asyncio.FIRST_COMPLETED
+        )
         if task.done():
             task.result()
 
@@ -183,7 +185,16 @@ class ControlPlane:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the control plane, which has more to stop than the gateway."""
+    """Says when it serves, and leaves signals to the control plane, which has more to stop."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve."""
+        await super().startup(sockets)
+        self.ready.set()
 
     @contextlib.contextmanager
     def capture_signals(self):  # type: ignore[no-untyped-def]
@@ -221,15 +232,21 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _connect(urls: tuple[str, ...], keys: ControlSecrets) -> NatsBus:
+def open_objects(path: Path) -> Objects:
+    """The objects below a folder; they leave room for the record beside them."""
+    return FolderObjects(path, OBJECTS_BYTES_FREE_MIN)
+
+
+async def connect_bus(urls: Sequence[str], keys: OperatorKeys, name: str) -> Bus:
+    """A connection that may speak and listen everywhere, as gateways and shards do."""
     key = NKey.generate()
 
     def credentials() -> UserCredentials:
         now_s = int(time.time())
-        jwt = keys.bus.user_jwt(key.public, "control-plane", [">"], [">"], CREDENTIAL_S, now_s)
+        jwt = keys.user_jwt(key.public, name, [">"], [">"], CREDENTIAL_S, now_s)
         return UserCredentials(jwt, key.sign)
 
-    bus = NatsBus(list(urls), credentials, "control-plane")
+    bus = NatsBus(list(urls), credentials, name)
     async with asyncio.timeout(BUS_CONNECT_S):
         await bus.connect()
     return bus

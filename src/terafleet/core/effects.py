@@ -107,7 +107,10 @@ class AnswerRequest(Effect, frozen=True):
 
 
 class CutBatch(Effect, frozen=True):
-    """Ask a gateway to cut a batch; `tokens_per_s` and `slots` size the units (`work.unit_cost`)."""
+    """Ask a gateway to cut a batch.
+
+    `tokens_per_s` and `slots` go into the size of the units, see `work.unit_cost`.
+    """
 
     batch_id: BatchId
     input_file_id: str

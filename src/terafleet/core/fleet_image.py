@@ -9,7 +9,7 @@ import msgspec
 from terafleet.core.capability import CapabilityClass, ModelNeeds
 from terafleet.core.deadlines import Deadlines, DeadlinesImage
 from terafleet.core.fleet_state import FleetState
-from terafleet.core.ids import BatchId, Epoch, LeaseId, ModelId, VehicleId, WorkUnitId
+from terafleet.core.ids import BatchId, Epoch, LeaseId, VehicleId, WorkUnitId
 from terafleet.core.records import BatchRecord, LeaseRecord, UnitRecord, VehicleRecord
 from terafleet.core.settings import FleetSettings
 

@@ -137,8 +137,8 @@ class FleetState:
         excess = vehicle.failures_in_row - settings.quarantine_failures
         if excess < 0:
             return
-        pause_ms = min(settings.quarantine_ms << min(excess, 20), settings.quarantine_ms_max)
-        vehicle.quarantined_until_ms = self.now_ms + pause_ms
+        quarantine_ms = min(settings.quarantine_ms << min(excess, 20), settings.quarantine_ms_max)
+        vehicle.quarantined_until_ms = self.now_ms + quarantine_ms
         self.quarantined[vehicle.vehicle_id] = None
         until_ms = vehicle.quarantined_until_ms
         self.deadlines.add(until_ms, DeadlineKind.QUARANTINE, vehicle.vehicle_id)

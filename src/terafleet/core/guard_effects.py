@@ -72,9 +72,10 @@ class ReportPermit(GuardEffect, frozen=True):
 
 
 class SendReceipt(GuardEffect, frozen=True):
-    """Hand in what became of an attempt (or of a lease: `unit_id` -1); it is kept until acknowledged.
+    """Hand in what became of an attempt, or of a lease (`unit_id` -1).
 
-    A result's output lies stored under `ids.output_name`.
+    The guard keeps it until it is acknowledged. A result's output lies stored under
+    `ids.output_name`.
     """
 
     when: ClassVar[When] = "commit"

@@ -5,6 +5,8 @@ import msgspec
 from terafleet.core.readings import Readings
 from terafleet.core.reasons import Refusal
 
+SOC_PERCENT_FULL = 100
+
 
 class OwnerPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the owner allows.
@@ -28,7 +30,7 @@ class OwnerPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def policy_faults(policy: OwnerPolicy) -> list[str]:
     """What is wrong with a policy, in words a person can act on; empty when nothing is."""
     faults = []
-    if not 0 <= policy.soc_percent_min <= policy.soc_percent_resume <= 100:
+    if not 0 <= policy.soc_percent_min <= policy.soc_percent_resume <= SOC_PERCENT_FULL:
         faults.append("soc_percent_min and soc_percent_resume must rise within 0 and 100")
     if policy.temperature_c_resume > policy.temperature_c_max:
         faults.append("temperature_c_resume must not be above temperature_c_max")

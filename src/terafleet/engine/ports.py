@@ -7,7 +7,7 @@ import msgspec
 
 
 class JournalEntry(msgspec.Struct, frozen=True):
-    """One handled group of events and the effects that they had, as bytes of the machine's codec."""
+    """One handled group of events and its effects, both as bytes of the machine's codec."""
 
     sequence: int
     at_ms: int
@@ -61,9 +61,7 @@ class Store(Protocol):
         """The state to begin from."""
         ...
 
-    def commit(
-        self, entry: JournalEntry, records: Sequence[Record], blobs: Sequence[Blob]
-    ) -> None:
+    def commit(self, entry: JournalEntry, records: Sequence[Record], blobs: Sequence[Blob]) -> None:
         """Write all of it durably or none of it. Raises StorageFull."""
         ...
 
@@ -80,7 +78,10 @@ class Store(Protocol):
         ...
 
     def records(
-        self, kind: str, parent: str | None = None, after: tuple[int, str] | None = None,
+        self,
+        kind: str,
+        parent: str | None = None,
+        after: tuple[int, str] | None = None,
         limit: int = 100,
     ) -> list[Record]:
         """Records of a kind, newest `sort` first (then id descending), after a position."""

@@ -33,9 +33,9 @@ def model_path(model_id: str) -> str:
     return f"{MODELS_PATH}/{model_id}"
 
 
-def vehicle_path(vehicle_id: str, action: str = "") -> str:
-    """A car: DELETE removes it; the actions `drain` and `undrain` are POSTs."""
-    return f"{VEHICLES_PATH}/{vehicle_id}/{action}" if action else f"{VEHICLES_PATH}/{vehicle_id}"
+def vehicle_path(vehicle_id: str, change: str = "") -> str:
+    """A car: DELETE removes it; the changes `drain` and `undrain` are POSTs."""
+    return f"{VEHICLES_PATH}/{vehicle_id}/{change}" if change else f"{VEHICLES_PATH}/{vehicle_id}"
 
 
 def story_path(about: str) -> str:

@@ -271,7 +271,7 @@ class GatewayWork(msgspec.Struct, frozen=True, tag=True):
 
 
 class Cut(GatewayWork, frozen=True):
-    """Cut a batch, store its inputs as one object, and answer with `SubmitUnits` (or `RejectBatch`).
+    """Cut a batch, store its inputs as one object, answer with `SubmitUnits` or `RejectBatch`.
 
     `core.work.unit_cost` makes the units' size of the batch's whole cost, what a typical slot of
     the fleet does (`tokens_per_s`) and how many slots could run it.
@@ -295,7 +295,10 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Assemble(GatewayWork, frozen=True):
-    """Write a batch's files and answer with `BatchFilesWritten`. Outcomes are in the order of the cut."""
+    """Write a batch's files and answer with `BatchFilesWritten`.
+
+    Outcomes are in the order of the cut.
+    """
 
     batch_id: BatchId
     customer_id: CustomerId

@@ -50,15 +50,17 @@ class Gateway:
         headers = {"accept-encoding": "identity"}
         if api_key:
             headers["authorization"] = f"Bearer {_checked_key(api_key)}"
-        # A proxy of the environment is for the world outside, and so are its roots of trust,
-        # whose reading takes longer than most requests.
-        is_outside = urlsplit(self.url).hostname not in _LOOPBACK
+        # A proxy of the environment is for the world outside. Without TLS nobody has to be
+        # trusted, and reading the roots of trust takes longer than most requests.
+        parts = urlsplit(self.url)
+        is_outside = parts.hostname not in _LOOPBACK
+        needs_trust = is_outside or parts.scheme == "https"
         self._client = httpx.Client(
             base_url=self.url,
             headers=headers,
             timeout=TIMEOUT,
             trust_env=is_outside,
-            verify=True if is_outside else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            verify=True if needs_trust else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         )
 
     def close(self) -> None:

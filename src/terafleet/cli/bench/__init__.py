@@ -15,6 +15,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
 
 
+SMALL = 100
+
 JSON = typer.Option(False, "--json", help="Print the figures as one JSON object.")
 SEED = typer.Option(1, help="What chance in the benchmark follows from.")
 
@@ -64,6 +66,11 @@ def show(figures: Mapping[str, Any], *, is_json: bool) -> None:
         return
     width = max(map(len, figures))
     for name, value in figures.items():
-        text = f"{value:,.4g}" if isinstance(value, float) and value < 100 else value
-        text = f"{value:,.0f}" if isinstance(value, int | float) and value >= 100 else text
-        sys.stdout.write(f"{name:<{width}}  {text}\n")
+        sys.stdout.write(f"{name:<{width}}  {_in_digits(value)}\n")
+
+
+def _in_digits(value: Any) -> str:
+    """Large numbers without a fraction, small ones with three digits of it."""
+    if not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,.0f}" if value >= SMALL else f"{value:,.3f}"

@@ -11,12 +11,11 @@ from typing import Any
 
 import msgspec
 
-from terafleet.bus.adapters.nats import NatsBus
-from terafleet.bus.credentials import NKey, OperatorKeys, UserCredentials
-from terafleet.bus.ports import Message
+from terafleet.bus.credentials import OperatorKeys
+from terafleet.bus.ports import Bus, Message
 from terafleet.cli.bench.overhead import PARKED
 from terafleet.cli.local_fleet import LocalFleet
-from terafleet.control.adapters.objects_folder import FolderObjects
+from terafleet.control.app import connect_bus, open_objects
 from terafleet.core.events import UnitSpec
 from terafleet.core.ids import BatchId, CustomerId, ModelId, input_name
 from terafleet.core.settings import FleetSettings
@@ -49,29 +48,31 @@ def measure_dispatch(units: int) -> dict[str, Any]:
 def _run(units: int, per_lease: int) -> float:
     settings = FleetSettings(units_per_lease_max=per_lease)
     plane = {"gateway_work_at_once": 0, "shard": {"fleet": msgspec.to_builtins(settings)}}
-    with tempfile.TemporaryDirectory(prefix="terafleet-bench-") as temporary:
-        with LocalFleet(Path(temporary), plane) as fleet:
-            fleet.start_plane()
-            for number in range(CARS):
-                car = {
-                    "slots": SLOTS,
-                    "memory_mb": 1_024,
-                    "runtimes": ["noop"],
-                    "vehicle": {"file": "timetable.json"},
-                    "policy": {"settle_ms": 0},
-                }
-                fleet.enrol(f"car-{number}", car, PARKED)
-                fleet.start_car(f"car-{number}")
-            with fleet.admin() as admin:
-                manifest = Manifest("noop", "noop", (ENDPOINT,), 1, (), {})
-                model_id = ModelId(admin.create_model(manifest).model_id)
-            return asyncio.run(_drive(fleet, model_id, max(1, units // UNITS_PER_BATCH)))
+    with (
+        tempfile.TemporaryDirectory(prefix="terafleet-bench-") as temporary,
+        LocalFleet(Path(temporary), plane) as fleet,
+    ):
+        fleet.start_plane()
+        for number in range(CARS):
+            car = {
+                "slots": SLOTS,
+                "memory_mb": 1_024,
+                "runtimes": ["noop"],
+                "vehicle": {"file": "timetable.json"},
+                "policy": {"settle_ms": 0},
+            }
+            fleet.enrol(f"car-{number}", car, PARKED)
+            fleet.start_car(f"car-{number}")
+        with fleet.admin() as admin:
+            manifest = Manifest("noop", "noop", (ENDPOINT,), 1, (), {})
+            model_id = ModelId(admin.create_model(manifest).model_id)
+        return asyncio.run(_drive(fleet, model_id, max(1, units // UNITS_PER_BATCH)))
 
 
 class _Gateway:
     """Plays a gateway on the bus: cuts each batch at once and takes its outcome."""
 
-    def __init__(self, bus: NatsBus, model_id: ModelId, batches: int) -> None:
+    def __init__(self, bus: Bus, model_id: ModelId, batches: int) -> None:
         self._bus = bus
         self._left = batches
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -106,16 +107,11 @@ class _Gateway:
 
 async def _drive(fleet: LocalFleet, model_id: ModelId, batches: int) -> float:
     keys = OperatorKeys.load(fleet.data / "bus" / "operator.keys")
-    key = NKey.generate()
-    now_s = int(time.time())
-    jwt = keys.user_jwt(key.public, "bench", [">"], [">"], 3_600, now_s)
-    url = f"nats://127.0.0.1:{fleet.bus_port}"
-    bus = NatsBus([url], lambda: UserCredentials(jwt, key.sign), "bench")
-    await bus.connect()
+    bus = await connect_bus([f"nats://127.0.0.1:{fleet.bus_port}"], keys, "bench")
     gateway = _Gateway(bus, model_id, batches)
     await bus.subscribe(q.GATEWAY_WORK_SUBJECT, gateway.take, q.GATEWAY_GROUP)
     await _wait_for_cars(gateway)
-    objects = FolderObjects(fleet.data / "objects")
+    objects = open_objects(fleet.data / "objects")
     names = [BatchId(f"batch_{number}") for number in range(batches)]
     for name in names:
         await objects.write(input_name(name), _inputs())

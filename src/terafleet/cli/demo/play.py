@@ -228,7 +228,7 @@ def _job(
     known: tuple[list[Docstring], Alone, Any],
     seed: int,
 ) -> dict[str, Any]:
-    docstrings, alone, vectors = known
+    docstrings, _, vectors = known
     with fleet.admin() as admin:
         secret = admin.create_key("demo", "customer").secret
     client = OpenAI(base_url=f"{fleet.url}/v1", api_key=secret)

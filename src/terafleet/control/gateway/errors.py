@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from traceback import format_exception
+from typing import Any
 
 import structlog
 from litestar import Request, Response
@@ -47,6 +48,8 @@ _CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "file_too_l
 _CLIENT_GONE = "client disconnected prematurely"
 """How litestar says that a body broke off; it has no exception of its own for it."""
 
+AnyRequest = Request[Any, Any, Any]
+
 _log = structlog.get_logger()
 
 
@@ -82,12 +85,12 @@ def error_response(error: ApiError) -> Response[ErrorReply]:
     )
 
 
-def _answer_api_error(_: Request, error: ApiError) -> Response[ErrorReply]:  # type: ignore[type-arg]
+def _answer_api_error(_: AnyRequest, error: ApiError) -> Response[ErrorReply]:
     return error_response(error)
 
 
 def _answer_shard_unavailable(
-    _: Request,  # type: ignore[type-arg]
+    _: AnyRequest,
     error: ShardUnavailable,
 ) -> Response[ErrorReply]:
     _log.warning("shard_unavailable", cause=str(error))
@@ -95,7 +98,7 @@ def _answer_shard_unavailable(
     return error_response(ApiError("shard_unavailable", message))
 
 
-def _answer_shard_refused(_: Request, error: ShardRefused) -> Response[ErrorReply]:  # type: ignore[type-arg]
+def _answer_shard_refused(_: AnyRequest, error: ShardRefused) -> Response[ErrorReply]:
     answered = error.answered
     assert answered.refused is not None, "a refusal has a reason"
     message = answered.detail or answered.refused.value.replace("_", " ").capitalize() + "."
@@ -103,14 +106,14 @@ def _answer_shard_refused(_: Request, error: ShardRefused) -> Response[ErrorRepl
 
 
 def _answer_full(
-    _: Request,  # type: ignore[type-arg]
+    _: AnyRequest,
     error: CatalogueFull | ObjectsFull,
 ) -> Response[ErrorReply]:
     _log.error("storage_full", cause=str(error))
     return error_response(ApiError("storage_full", "There is no room left to store this."))
 
 
-def _answer_validation(_: Request, error: ValidationException) -> Response[ErrorReply]:  # type: ignore[type-arg]
+def _answer_validation(_: AnyRequest, error: ValidationException) -> Response[ErrorReply]:
     faults = error.extra if isinstance(error.extra, list) else []
     if not faults:
         return error_response(ApiError("invalid_request", error.detail))
@@ -122,7 +125,7 @@ def _answer_validation(_: Request, error: ValidationException) -> Response[Error
 
 
 def _answer_http_exception(
-    request: Request,  # type: ignore[type-arg]
+    request: AnyRequest,
     error: HTTPException,
 ) -> Response[ErrorReply]:
     if error.detail == _CLIENT_GONE:
@@ -139,11 +142,11 @@ def _answer_http_exception(
     return error_response(ApiError(code, messages.get(code, error.detail), headers=error.headers))
 
 
-def _answer_recursion(_: Request, __: RecursionError) -> Response[ErrorReply]:  # type: ignore[type-arg]
+def _answer_recursion(_: AnyRequest, __: RecursionError) -> Response[ErrorReply]:
     return error_response(ApiError("invalid_request", "The body is nested too deeply."))
 
 
-def _answer_fault(request: Request, error: Exception) -> Response[ErrorReply]:  # type: ignore[type-arg]
+def _answer_fault(request: AnyRequest, error: Exception) -> Response[ErrorReply]:
     # As text, since some renderers of exceptions show local variables, and with them bodies.
     cause = "".join(format_exception(error))
     _log.error("request_failed", path=request.scope["path"][:200], cause=cause)

@@ -1,7 +1,8 @@
 """Tells from the journal, in words, what happened to a batch, unit, lease or vehicle."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 
@@ -91,7 +92,7 @@ def _answered(fact: fx.AnswerRequest) -> str:
     return f"refused: {fact.refused}: {fact.detail}" if fact.refused else ""
 
 
-_TELLERS = {
+_TELLERS: dict[type, Callable[[Any], str]] = {
     ev.VehicleEnrolled: lambda fact: f"{fact.vehicle_id} enrolled as {fact.name}",
     ev.VehicleRemoved: lambda fact: f"{fact.vehicle_id} removed from the fleet",
     ev.VehicleConnected: _connected,
@@ -133,7 +134,7 @@ _TELLERS = {
     fx.RevokeLease: lambda fact: (
         f"lease-{fact.lease_id} of {fact.vehicle_id} revoked: {fact.ending}"
     ),
-    fx.AcknowledgeReceipt: lambda fact: "",
+    fx.AcknowledgeReceipt: lambda _: "",
     fx.DropOutput: lambda fact: (
         f"output of unit-{fact.unit_id} under lease-{fact.lease_id} dropped: it counts for nothing"
     ),
