@@ -11,8 +11,9 @@ from http import HTTPStatus
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from terafleet.core.ids import ModelId
+from terafleet.core.ids import ModelId, VehicleId
 from terafleet.protocol.errors import ERRORS, error_reply
+from terafleet.protocol.fleet_http import Enrolment
 from terafleet.protocol.manifest import (
     Manifest,
     ManifestFile,
@@ -23,6 +24,10 @@ from terafleet.protocol.manifest import (
 )
 
 PATIENCE_S = 20.0
+
+NOW_S = 1_800_000_000
+LIFE_S = 86_400
+VEHICLE = VehicleId("veh-abcdefghij")
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -164,6 +169,23 @@ class FakeModel:
         gateway.objects[self.address] = msgspec.json.encode(offer)
         for name, body in self.files.items():
             gateway.objects[self.file_path(name)] = body
+
+
+def an_enrolment(credential: str = "first", **changes: object) -> Enrolment:
+    """What a gateway answers to a car that enrols or renews."""
+    enrolment = Enrolment(
+        vehicle_id=VEHICLE,
+        bus_urls=("nats://127.0.0.1:4222",),
+        credential=credential,
+        expires_s=NOW_S + LIFE_S,
+        manifest_key=b"k" * 32,
+    )
+    return msgspec.structs.replace(enrolment, **changes)
+
+
+def answer(gateway: FakeGateway, path: str, enrolment: Enrolment) -> None:
+    """Have the next request to a path answered with an enrolment."""
+    gateway.answers[path].append((200, msgspec.json.encode(enrolment)))
 
 
 async def no_pause(pause_s: float) -> None:

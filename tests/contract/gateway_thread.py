@@ -81,7 +81,9 @@ class GatewayThread:
     @asynccontextmanager
     async def _served(self) -> AsyncIterator[str]:
         self._app = create_app(gateway_app.Stage().context)
-        listener = socket.create_server(("127.0.0.1", 0))
+        # Named as TCP, since asyncio turns Nagle's waiting off for such sockets only.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(self._app, log_config=None, lifespan="off", ws="none")
         config.load()
         server = uvicorn.Server(config)

@@ -11,12 +11,12 @@ from terafleet.bus.ports import Bus, Message
 from terafleet.core import guard_events as ev
 from terafleet.core.capability import Capability
 from terafleet.core.events import HeldLease
-from terafleet.core.ids import Epoch, VehicleId
+from terafleet.core.ids import Epoch
 from terafleet.core.reasons import Refusal
 from terafleet.protocol import agent as wire
+from tests.contract.agent_stage import VEHICLE
 from tests.contract.virtual_time import VirtualTime
 
-VEHICLE = VehicleId("veh-abcdefghij")
 LEASE_MS, MARGIN_MS = 20_000, 4_000
 BEAT_MS, BEAT_REFUSING_MS = 4_000, 60_000
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,10 +33,16 @@ from terafleet.engine.adapters.sqlite import SqliteStore
 from terafleet.engine.clock import Clock
 from terafleet.protocol import agent as wire
 from terafleet.protocol.fleet_http import ENROL_PATH
-from tests.contract.agent_stage import FakeGateway, FakeModel, until
-from tests.contract.link_stage import VEHICLE, FakePlane
+from tests.contract.agent_stage import (
+    VEHICLE,
+    FakeGateway,
+    FakeModel,
+    an_enrolment,
+    answer,
+    until,
+)
+from tests.contract.link_stage import FakePlane
 from tests.contract.performer_stage import FakeRuntime
-from tests.contract.test_identity import an_enrolment, answer
 from tests.contract.virtual_time import VirtualTime
 
 PARKED = Step(0, True, False, True, 90.0, 20.0)
@@ -294,6 +301,17 @@ async def test_a_second_agent_on_one_folder_is_refused(world: World) -> None:
     assert [line["event"] for line in lines] == ["folder_in_use"]
     first.cancel()
     await asyncio.wait({first})
+
+
+async def test_signals_change_the_policy_and_end_the_agent(world: World) -> None:
+    settings = prepared_folder(world)
+    running = asyncio.create_task(run_agent(settings))
+    await until(lambda: read_status(world.folder) is not None)
+    (world.folder / "agent.toml").write_text("[policy]\nis_paused = true\n")
+    signal.raise_signal(signal.SIGHUP)
+    await until(lambda: Refusal.OWNER_PAUSED in world.status().refusals)
+    signal.raise_signal(signal.SIGTERM)
+    assert await running == Exit.STOPPED
 
 
 async def test_a_car_that_is_not_enrolled_does_not_run(tmp_path: Path) -> None:

@@ -18,41 +18,28 @@ from terafleet.agent.identity import (
     load_identity,
 )
 from terafleet.bus.credentials import KeyKind, decode_public_key
-from terafleet.core.ids import VehicleId
 from terafleet.protocol.fleet_http import (
     ENROL_PATH,
     RENEW_PATH,
-    Enrolment,
     EnrolRequest,
     RenewRequest,
     renew_text,
 )
-from tests.contract.agent_stage import FakeGateway, until
-
-NOW_S = 1_800_000_000
-LIFE_S = 86_400
-VEHICLE = VehicleId("veh-abcdefghij")
+from tests.contract.agent_stage import (
+    LIFE_S,
+    NOW_S,
+    VEHICLE,
+    FakeGateway,
+    an_enrolment,
+    answer,
+    until,
+)
 
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[FakeGateway]:
     async with FakeGateway().open() as opened:
         yield opened
-
-
-def an_enrolment(credential: str = "first", **changes: object) -> Enrolment:
-    enrolment = Enrolment(
-        vehicle_id=VEHICLE,
-        bus_urls=("nats://127.0.0.1:4222",),
-        credential=credential,
-        expires_s=NOW_S + LIFE_S,
-        manifest_key=b"k" * 32,
-    )
-    return msgspec.structs.replace(enrolment, **changes)
-
-
-def answer(gateway: FakeGateway, path: str, enrolment: Enrolment) -> None:
-    gateway.answers[path].append((200, msgspec.json.encode(enrolment)))
 
 
 async def enrolled(gateway: FakeGateway, folder: Path) -> Identity:

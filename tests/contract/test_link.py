@@ -5,9 +5,12 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from terafleet.agent.greeting import HELLO_MS_MAX
+from terafleet.agent.outbox import in_batches
 from terafleet.bus.ports import BusRefused, BusUnavailable
 from terafleet.core import guard_events as ev
 from terafleet.core.capability import Capability
@@ -15,12 +18,12 @@ from terafleet.core.events import HeldLease
 from terafleet.core.ids import Epoch, LeaseId, ModelId, WorkUnitId
 from terafleet.core.reasons import LeaseEnding, Refusal
 from terafleet.protocol import agent as wire
+from tests.contract.agent_stage import VEHICLE
 from tests.contract.link_stage import (
     BEAT_MS,
     BEAT_REFUSING_MS,
     LEASE_MS,
     MARGIN_MS,
-    VEHICLE,
     Stage,
 )
 
@@ -92,7 +95,8 @@ async def test_the_guard_hears_of_the_welcome_and_from_when_it_counts(stage: Sta
     assert (event.epoch, event.sent_ms) == (1, said_ms)
     assert (event.lease_ms, event.margin_ms) == (LEASE_MS, MARGIN_MS)
     assert stage.link.epoch == 1
-    assert not stage.plane.all(wire.Heartbeat), "the hello was heard, and that is certain"
+    (beat,) = stage.plane.all(wire.Heartbeat)
+    assert (beat.epoch, beat.is_permitting) == (1, False), "how often it will be heard from now on"
 
 
 async def test_a_welcome_counts_from_the_earliest_hello_that_it_may_answer(deaf: Stage) -> None:
@@ -120,8 +124,8 @@ async def test_a_car_that_refuses_speaks_rarely(stage: Stage) -> None:
     began_ms = stage.time.now_ms()
     await stage.time.pass_ms(HOUR_MS)
     times = stage.plane.times(wire.Heartbeat)
-    assert [at_ms - began_ms for at_ms in times[:2]] == [BEAT_REFUSING_MS, 2 * BEAT_REFUSING_MS]
-    assert len(times) == HOUR_MS // BEAT_REFUSING_MS
+    assert [at_ms - began_ms for at_ms in times[:2]] == [0, BEAT_REFUSING_MS]
+    assert len(times) == 1 + HOUR_MS // BEAT_REFUSING_MS
     assert len(stage.of(ev.HeartbeatAnswered)) == len(times)
     assert not any(beat.is_permitting for beat in stage.plane.all(wire.Heartbeat))
 
@@ -194,18 +198,18 @@ async def test_orders_of_another_epoch_are_passed_over(stage: Stage) -> None:
 async def test_an_answer_from_the_future_renews_nothing(stage: Stage) -> None:
     stage.plane.say(wire.HeartbeatAnswer(Epoch(1), stage.time.now_ms() + 1))
     await stage.time.settle()
-    assert not stage.of(ev.HeartbeatAnswered)
+    assert [event.sent_ms for event in stage.of(ev.HeartbeatAnswered)] == [stage.time.now_ms()]
 
 
 async def test_a_grant_on_an_old_heartbeat_brings_a_fresh_one(stage: Stage) -> None:
     stage.plane.say(wire.Grants(Epoch(1), (a_grant(5),)))
     await stage.time.settle()
-    assert not stage.plane.all(wire.Heartbeat)
+    assert len(stage.plane.all(wire.Heartbeat)) == 1
     await stage.time.pass_ms(LEASE_MS // 2 + 1_000)
     stage.plane.say(wire.Grants(Epoch(1), (a_grant(6), a_grant(7))))
     stage.plane.say(wire.Grants(Epoch(1), (a_grant(8),)))
     await stage.time.settle()
-    assert len(stage.plane.all(wire.Heartbeat)) == 1
+    assert len(stage.plane.all(wire.Heartbeat)) == 2
 
 
 async def test_revocations_and_acknowledgements_become_events(stage: Stage) -> None:
@@ -246,6 +250,15 @@ async def test_receipts_are_split_before_the_greatest_message(stage: Stage) -> N
     assert keys(stage) == list(range(300))
     assert len(messages) == 3
     assert all(len(wire.ENCODER.encode(one)) <= wire.MESSAGE_BYTES_MAX for one in messages)
+
+
+@given(st.lists(st.integers(0, 3 * 1024 * 1024), max_size=12))
+def test_batches_keep_all_receipts_in_order_and_within_the_bound(sizes: list[int]) -> None:
+    receipts = [a_receipt(lease, payload=b"x" * size) for lease, size in enumerate(sizes)]
+    batches = list(in_batches(receipts))
+    assert [receipt for batch in batches for receipt in batch] == receipts
+    for batch in batches:
+        assert len(wire.ENCODER.encode(wire.Receipts(Epoch(1), batch))) <= wire.MESSAGE_BYTES_MAX
 
 
 async def test_receipts_go_out_again_until_they_are_forgotten(stage: Stage) -> None:

@@ -12,13 +12,14 @@ from terafleet.agent.deeds import Deeds
 from terafleet.agent.energy import CpuShares, EnergyEstimate
 from terafleet.agent.inputs import LEASES_MAX, LeasedInputs
 from terafleet.agent.ports import RuntimeFailure, RuntimeUnavailable
+from terafleet.agent.runtime_keeper import RuntimeKeeper
 from terafleet.core import guard_effects as fx
 from terafleet.core import guard_events as ev
 from terafleet.core.ids import LeaseId, ModelId, WorkUnitId, output_name
 from terafleet.core.reasons import Failure, LeaseEnding
 from terafleet.protocol.agent import INLINE_BYTES_MAX, Grant, OfferedUnit
 from tests.contract.agent_stage import FakeGateway, until
-from tests.contract.performer_stage import LINE, NO_MODEL, Stage, receipt_of
+from tests.contract.performer_stage import LINE, NO_MODEL, FakeRuntime, Stage, receipt_of
 
 ONE = (LeaseId(1), WorkUnitId(1))
 LARGE_ANSWER = b'{"status_code":200,"body":"' + b"x" * INLINE_BYTES_MAX + b'"}\n'
@@ -280,6 +281,26 @@ async def test_a_model_that_crashes_its_runtime_is_known_before_the_exit(stage: 
     stage.runtime.crash()
     await stage.heard(ev.RuntimeExited)
     assert [type(event) for event in stage.events] == [ev.ModelUnavailable, ev.RuntimeExited]
+
+
+async def test_several_kinds_of_runtime_are_one_to_the_guard() -> None:
+    one, two, exits, deeds = FakeRuntime(), FakeRuntime(), list[str](), Deeds()
+    keeper = RuntimeKeeper({"one": one, "two": two}, exits.append, deeds.spawn)
+    assert await keeper.up("one") is one
+    assert await keeper.up("two") is two
+    assert isinstance(await keeper.up("three"), RuntimeFailure)
+    one.used_ms, two.used_ms = 3, 4
+    assert keeper.cpu_ms() == 7
+    keeper.suspend()
+    assert one.is_suspended
+    assert two.is_suspended
+    keeper.kill()
+    await until(lambda: exits)
+    assert (exits, one.is_up, two.is_up) == (["killed"], False, False)
+    await keeper.up("two")
+    two.crash()
+    await until(lambda: len(exits) == 2)
+    await deeds.stop()
 
 
 async def test_a_small_output_rides_in_its_receipt(stage: Stage) -> None:

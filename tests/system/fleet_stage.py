@@ -1,7 +1,11 @@
 """A real fleet of processes for the system tests, small and quick."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,10 +15,13 @@ from openai import OpenAI
 
 from terafleet.cli.local_fleet import LocalFleet
 from terafleet.protocol.manifest import Manifest
+from terafleet.protocol.shard import VehicleView
+from tests.conftest import children_of
 
 ENDPOINT: Final = "/v1/embeddings"
 MODEL = "noop"
 PATIENCE_S = 90.0
+COMMAND_S = 60.0
 ENDS = ("completed", "failed", "expired", "cancelled")
 
 PARKED: dict[str, Any] = {
@@ -27,12 +34,12 @@ PARKED: dict[str, Any] = {
 }
 
 
-def car_settings(slots: int = 2) -> dict[str, Any]:
-    """A car with the runtime that does nothing, whose owner settles at once."""
+def car_settings(slots: int = 2, runtime: str = "noop") -> dict[str, Any]:
+    """A car, with the runtime that does nothing or another, whose owner settles at once."""
     return {
         "slots": slots,
         "memory_mb": 512,
-        "runtimes": ["noop"],
+        "runtimes": [runtime],
         "vehicle": {"file": "timetable.json", "sample_ms": 200},
         "policy": {"settle_ms": 0},
     }
@@ -41,8 +48,18 @@ def car_settings(slots: int = 2) -> dict[str, Any]:
 class FleetStage:
     """A control plane with cars that answer at once, a customer, and what they need."""
 
-    def __init__(self, folder: Path) -> None:
-        self.fleet = LocalFleet(folder)
+    def __init__(self, folder: Path, plane: Mapping[str, Any] | None = None) -> None:
+        """`plane` are settings of `ControlSettings` beyond folder and ports."""
+        self.fleet = LocalFleet(folder, plane)
+        self._clients: list[OpenAI] = []
+
+    def __enter__(self) -> "FleetStage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients:
+            client.close()
+        self.fleet.stop()
 
     def start(self, cars: int, slots: int = 2) -> None:
         """Start the control plane and so many cars."""
@@ -50,15 +67,51 @@ class FleetStage:
         with self.fleet.admin() as admin:
             admin.create_model(Manifest(MODEL, "noop", (ENDPOINT,), 1, (), {}))
         for number in range(cars):
-            self.fleet.enrol(f"car-{number}", car_settings(slots), {"steps": [PARKED]})
-            self.fleet.start_car(f"car-{number}")
+            self.add_car(f"car-{number}", car_settings(slots))
         self.until(lambda: self.states().count("idle") == cars, "all cars idle")
 
-    def client(self) -> OpenAI:
+    def add_car(
+        self, name: str, settings: Mapping[str, Any], steps: list[dict[str, Any]] | None = None
+    ) -> str:
+        """Enrol a car and start its agent; without `steps` it stays parked. Returns its id."""
+        vehicle_id = self.fleet.enrol(name, settings, {"steps": steps or [PARKED]})
+        self.fleet.start_car(name)
+        return vehicle_id
+
+    def client(self, retries: int = 8) -> OpenAI:
         """A customer with a key of their own."""
         with self.fleet.admin() as admin:
             secret = admin.create_key("customer", "customer").secret
-        return OpenAI(base_url=f"{self.fleet.url}/v1", api_key=secret, max_retries=8)
+        return self.client_with(secret, retries)
+
+    def client_with(self, secret: str, retries: int = 8) -> OpenAI:
+        """A customer who has this key; it is closed with the stage."""
+        client = OpenAI(base_url=f"{self.fleet.url}/v1", api_key=secret, max_retries=retries)
+        self._clients.append(client)
+        return client
+
+    def command(self, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        """Run `terafleet` with the operator's key of this fleet, as a person would."""
+        return command(*arguments, TERAFLEET_DATA=str(self.fleet.data), **variables)
+
+    def bus_process(self) -> int:
+        """The process of the NATS server."""
+        assert self.fleet.plane is not None
+        return the_child(self.fleet.plane.process.pid, b"nats-server")
+
+    def runtime_process(self, car: str) -> int:
+        """The process that runs a car's models."""
+        return the_child(self.fleet.cars[car].process.pid, b"runtime_host")
+
+    def has_runtime(self, car: str) -> bool:
+        """Whether there is such a process."""
+        children = children_of(self.fleet.cars[car].process.pid)
+        return any(b"runtime_host" in words for words in children.values())
+
+    def vehicle(self, name: str) -> VehicleView:
+        """What the operator sees of a car."""
+        with self.fleet.admin() as admin:
+            return next(one for one in admin.vehicles().vehicles if one.name == name)
 
     def states(self) -> list[str]:
         """What the cars are about."""
@@ -96,10 +149,7 @@ class FleetStage:
 
     def submit(self, client: OpenAI, requests: int) -> Any:
         """Submit a batch of so many requests, named `request-0` and so on."""
-        file = client.files.create(file=("b.jsonl", batch_file(requests)), purpose="batch")
-        return client.batches.create(
-            input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h"
-        )
+        return submit_file(client, batch_file(requests))
 
     def finish(self, client: OpenAI, batch_id: str) -> Any:
         """Wait until a batch has ended."""
@@ -107,31 +157,92 @@ class FleetStage:
         return client.batches.retrieve(batch_id)
 
 
+def command(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run `terafleet` in a process of its own; none of this process's settings reach it."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("TERAFLEET_")
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "terafleet.cli", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S,
+        check=False,
+        env={**inherited, **variables},
+    )
+
+
+def the_child(process_id: int, word: bytes) -> int:
+    """The one child of a process that has a word in its command line."""
+    found = [child for child, words in children_of(process_id).items() if word in words]
+    assert len(found) == 1, f"{word!r} is {len(found)} times among the children of {process_id}"
+    return found[0]
+
+
+def cpu_ticks(process_id: int) -> int | None:
+    """Processor time of a process, or None once it is gone; one that is a zombie is."""
+    try:
+        stat = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()
+    # State, and user and system time, from proc_pid_stat(5).
+    return None if fields[0] in "ZX" else int(fields[11]) + int(fields[12])
+
+
+def is_alive(process_id: int) -> bool:
+    """Whether a process runs or could run."""
+    return cpu_ticks(process_id) is not None
+
+
+def kill(process_id: int) -> None:
+    """End a process without a warning."""
+    os.kill(process_id, signal.SIGKILL)
+
+
+def line_of(custom_id: str, body: Mapping[str, Any], endpoint: str = ENDPOINT) -> bytes:
+    """One line of a batch file."""
+    line = {"custom_id": custom_id, "method": "POST", "url": endpoint, "body": body}
+    return msgspec.json.encode(line) + b"\n"
+
+
 def batch_file(requests: int) -> bytes:
     """A batch file for the model that does nothing."""
     return b"".join(
-        msgspec.json.encode(
-            {
-                "custom_id": f"request-{number}",
-                "method": "POST",
-                "url": ENDPOINT,
-                "body": {"model": MODEL, "input": f"text number {number}"},
-            }
-        )
-        + b"\n"
+        line_of(f"request-{number}", {"model": MODEL, "input": f"text number {number}"})
         for number in range(requests)
+    )
+
+
+def submit_file(
+    client: OpenAI, body: bytes, endpoint: str = ENDPOINT, window: str = "24h"
+) -> Any:
+    """Send a file and make a batch of it."""
+    file = client.files.create(file=("batch.jsonl", body), purpose="batch")
+    # Other windows than OpenAI's own are an extension, of which its client knows nothing.
+    return client.batches.create(
+        input_file_id=file.id,
+        endpoint=endpoint,  # type: ignore[arg-type]
+        completion_window=window,  # type: ignore[arg-type]
     )
 
 
 def answered(client: OpenAI, batch: Any) -> list[str]:
     """The `custom_id`s of a batch's output file, each as often as it is there."""
-    content = client.files.content(batch.output_file_id).content
-    return [msgspec.json.decode(line)["custom_id"] for line in content.splitlines()]
+    return [line["custom_id"] for line in lines_of(client, batch.output_file_id)]
+
+
+def lines_of(client: OpenAI, file_id: str | None) -> list[dict[str, Any]]:
+    """The lines of a file that the control plane has written; none for no file."""
+    if file_id is None:
+        return []
+    content = client.files.content(file_id).content
+    return [msgspec.json.decode(line) for line in content.splitlines()]
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[FleetStage]:
     """A stage whose processes all end with the test."""
-    made = FleetStage(tmp_path)
-    with made.fleet:
+    with FleetStage(tmp_path) as made:
         yield made

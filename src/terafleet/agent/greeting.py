@@ -45,8 +45,8 @@ class Greeting:
         self.due_ms = now_ms + self._shaken(pause_ms)
         self._said_ms.append(now_ms)
 
-    def welcomed(self, now_ms: int) -> tuple[int, bool]:
-        """When the hello left that is answered, at the earliest; and whether that is certain.
+    def welcomed(self, now_ms: int) -> int:
+        """When the hello left that is answered, at the earliest.
 
         A welcome does not say which hello it answers, and leases must not count from a later one.
         """
@@ -55,7 +55,7 @@ class Greeting:
         self._welcomed_ms = now_ms
         self._failures = 0
         self.due_ms = NEVER_MS
-        return min(self._said_ms, default=oldest_ms), len(self._said_ms) == 1
+        return min(self._said_ms, default=oldest_ms)
 
     def fenced(self, now_ms: int) -> int:
         """The epoch is over: say hello after a pause, which is returned."""

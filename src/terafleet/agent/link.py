@@ -272,16 +272,16 @@ class Link:
         if message.epoch <= self.epoch:
             return
         now_ms = self._clock.now_ms()
-        sent_ms, is_certain = self._greeting.welcomed(now_ms)
+        sent_ms = self._greeting.welcomed(now_ms)
         log.info("welcomed", epoch=message.epoch, lease_ms=message.lease_ms)
         self.epoch, self._times = message.epoch, message
-        self._beat_ms = self._answered_ms = sent_ms
+        self._answered_ms = sent_ms
         self._unanswered_ms = None
         times = (message.lease_ms, message.margin_ms)
         self._submit(ev.LinkWelcomed(now_ms, message.epoch, sent_ms, *times))
-        if not is_certain:
-            # The leases count from the earliest hello; a heartbeat says more exactly.
-            self._beat(now_ms)
+        # The leases count from the earliest hello; a heartbeat says more exactly, and tells the
+        # control plane at once how often it will hear of us.
+        self._beat(now_ms)
         self.report_permit(self._hooks.guard.refusals)
         self.report_capability()
         self._send_receipts(self._outbox.take_all(now_ms))

@@ -43,7 +43,7 @@ from terafleet.core.reasons import Refusal
 from terafleet.engine.clock import Clock, SystemClock
 from terafleet.engine.codec import Codec
 from terafleet.engine.engine import Engine, Shell
-from terafleet.engine.ports import Record, Store
+from terafleet.engine.ports import Record, StorageFull, Store
 from terafleet.engine.recovery import Recovery, recover
 from terafleet.engine.settings import DAY_MS, MIB, EngineSettings
 from terafleet.protocol.agent import Grant, Receipt
@@ -138,7 +138,7 @@ class Agent:
         """Work until `stop` is set, then leave cleanly. A bug in any part ends it and is raised."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._engine.run())
+                group.create_task(self._keep_record())
                 await self._begin()
                 others = [
                     group.create_task(self.link.run()),
@@ -212,6 +212,13 @@ class Agent:
             spawn=self._deeds.spawn,
             core_power_mw=self._settings.core_power_mw,
         )
+
+    async def _keep_record(self) -> None:
+        try:
+            await self._engine.run()
+        except StorageFull as error:
+            # Only a stop ends so; its last events count as if they had not come.
+            log.warning("record_full_at_stop", cause=str(error))
 
     async def _begin(self) -> None:
         """Let the guard know of the restart, before anyone hears of the agent."""

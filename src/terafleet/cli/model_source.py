@@ -276,7 +276,8 @@ def _check_json(path: Path) -> None:
     try:
         msgspec.json.decode(body.decode(), type=msgspec.Raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CommandFailed("malformed", f"{path.name} is not JSON: {error}.") from error
+        message = f"{path.name} is not JSON: {error}."
+        raise CommandFailed("malformed", message, MODEL_FILE_ADVICE["malformed"]) from error
 
 
 def _check_is(path: Path, wanted: ModelFormat) -> None:

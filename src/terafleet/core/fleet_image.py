@@ -119,13 +119,9 @@ def _restore_vehicles(state: FleetState, image: _FleetImage) -> None:
     for vehicle in image.vehicles:
         vehicle.ready_level = -1
         state.regroup(vehicle)
-    for group in state.index.groups.values():
-        for level in group.ready:
-            level.clear()
     for part in image.groups:
         group = state.index.groups[part.kind]
         group.ready = [dict.fromkeys(level) for level in part.ready]
     for vehicle in image.vehicles:
         vehicle.ready_level = levels[vehicle.vehicle_id]
-    state.ready_vehicles = sum(level >= 0 for level in levels.values())
     state.touched.clear()

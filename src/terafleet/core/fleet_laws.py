@@ -86,4 +86,6 @@ def _check_vehicles(state: FleetState) -> None:
         assert ready[vehicle.vehicle_id] == (vehicle.ready_level != NOT_READY)
         slots = vehicle.capability.slots if vehicle.capability else 0
         assert len(vehicle.leases) <= slots, "a slot has two leases"
-    assert state.ready_vehicles == sum(ready.values())
+    for kind, group in state.index.groups.items():
+        assert group.ready_count == sum(map(len, group.ready))
+        assert (kind in state.index.ready) == (group.ready_count > 0)

@@ -24,28 +24,27 @@ WHOLE_LEASE = WorkUnitId(-1)
 
 def match(fleet: FleetState) -> None:
     """Pair waiting units with ready cars until one or the other runs out."""
-    for shape in fleet.index.with_work() if fleet.ready_vehicles else ():
-        groups = fleet.index.feasible(shape)
-        online = sum(group.online for group in groups)
-        slots_online = sum(group.slots_online for group in groups)
-        for group in groups:
-            _match_group(fleet, shape, group, online, slots_online)
+    index = fleet.index
+    for shape in index.with_work() if index.ready else ():
+        for group in index.feasible_ready(shape):
+            _match_group(fleet, shape, group)
             if not shape.waiting_units:
                 break
+        if not index.ready:
+            break
 
 
-def _match_group(
-    fleet: FleetState, shape: Shape, group: VehicleGroup, online: int, slots_online: int
-) -> None:
+def _match_group(fleet: FleetState, shape: Shape, group: VehicleGroup) -> None:
     settings = fleet.settings
+    fleet.index.learn_supply(shape)
     passed_over = []
     while shape.waiting_units:
         vehicle = fleet.take_ready(group)
         if vehicle is None:
             break
         speed = vehicle.speeds.get(shape.needs.model_id, shape.tokens_per_s)
-        cost = lease_cost(shape, speed, slots_online, settings.lease_target_ms)
-        units = shape.take(vehicle.vehicle_id, cost, settings.units_per_lease_max, online)
+        cost = lease_cost(shape, speed, settings.lease_target_ms)
+        units = shape.take(vehicle.vehicle_id, cost, settings.units_per_lease_max)
         if units:
             _grant(fleet, vehicle, units, speed)
             fleet.refresh(vehicle)
@@ -116,7 +115,7 @@ def attempt_returned(fleet: FleetState, event: ev.AttemptReturned) -> None:
     )
     lease = _lease_of(fleet, vehicle, event.lease_id, event.unit_id)
     if lease is None:
-        _refuse_late(fleet, event.lease_id, event.unit_id)
+        _refuse_late(fleet, vehicle, event.lease_id, event.unit_id)
         return
     unit = fleet.units[event.unit_id]
     if appraise_count(unit.requests, event.answers, event.answers_failed) is Appraisal.INVALID:
@@ -130,8 +129,16 @@ def attempt_returned(fleet: FleetState, event: ev.AttemptReturned) -> None:
     _progress(fleet, lease, event.unit_id)
 
 
-def _refuse_late(fleet: FleetState, lease_id: LeaseId, unit_id: WorkUnitId) -> None:
-    """A result whose lease has ended counts for nothing, unless it is the one that counted."""
+def _refuse_late(
+    fleet: FleetState, vehicle: VehicleRecord, lease_id: LeaseId, unit_id: WorkUnitId
+) -> None:
+    """A result whose lease has ended counts for nothing, unless it is the one that counted.
+
+    Under a lease of another car, whose output may be on its way, nothing is dropped.
+    """
+    lease = fleet.leases.get(lease_id)
+    if lease is not None and lease.vehicle_id != vehicle.vehicle_id:
+        return
     unit = fleet.units.get(unit_id)
     is_canonical = (
         unit is not None and unit.state is UnitState.SUCCEEDED and unit.lease_id == lease_id

@@ -47,7 +47,6 @@ class FleetState:
         self.group_of: dict[VehicleId, VehicleGroup] = {}
         self.counted: dict[VehicleId, tuple[bool, bool, int]] = {}
         self.quarantined: dict[VehicleId, None] = {}
-        self.ready_vehicles = 0
         self.touched: dict[BatchId, None] = {}
         self.stalled: dict[BatchId, None] = {}
         self.effects: list[FleetEffect] = []
@@ -77,6 +76,7 @@ class FleetState:
             return
         self._leave_ready(vehicle, group)
         self._discount(vehicle, group)
+        self.index.supply_changed()
         group.known -= 1
 
     def recount(self, vehicle: VehicleRecord) -> None:
@@ -92,6 +92,7 @@ class FleetState:
         group.online += is_online
         group.permitting += is_permitting
         group.slots_online += slots
+        self.index.supply_changed()
         self.refresh(vehicle)
         self.touched.update(self.stalled)
 
@@ -111,25 +112,22 @@ class FleetState:
         group = self.group_of[vehicle.vehicle_id]
         self._leave_ready(vehicle, group)
         if level != NOT_READY:
-            group.ready[level][vehicle.vehicle_id] = None
+            self.index.add_ready(group, vehicle.vehicle_id, level)
             vehicle.ready_level = level
-            self.ready_vehicles += 1
 
     def take_ready(self, group: VehicleGroup) -> VehicleRecord | None:
         """Take the car to grant to next out of the ready ones."""
-        vehicle_id = group.take()
+        vehicle_id = self.index.take_ready(group)
         if vehicle_id is None:
             return None
         vehicle = self.vehicles[vehicle_id]
         vehicle.ready_level = NOT_READY
-        self.ready_vehicles -= 1
         return vehicle
 
     def _leave_ready(self, vehicle: VehicleRecord, group: VehicleGroup) -> None:
         if vehicle.ready_level != NOT_READY:
-            del group.ready[vehicle.ready_level][vehicle.vehicle_id]
+            self.index.drop_ready(group, vehicle.vehicle_id, vehicle.ready_level)
             vehicle.ready_level = NOT_READY
-            self.ready_vehicles -= 1
 
     def quarantine(self, vehicle: VehicleRecord) -> None:
         """Give a car nothing for a while, the longer the more it failed in a row."""
@@ -215,8 +213,13 @@ class FleetState:
         return waiting_reason(
             sum(group.online for group in groups),
             sum(group.permitting for group in groups),
-            len(self.quarantined),
+            sum(self._is_held_back(vehicle_id, groups) for vehicle_id in self.quarantined),
         )
+
+    def _is_held_back(self, vehicle_id: VehicleId, groups: list[VehicleGroup]) -> bool:
+        """Whether nothing but its quarantine keeps a car of these groups from work."""
+        _, is_permitting, _ = self.counted[vehicle_id]
+        return is_permitting and self.group_of[vehicle_id] in groups
 
     def _groups_for(self, model_ids: Iterable[ModelId]) -> list[VehicleGroup]:
         found: dict[int, VehicleGroup] = {}

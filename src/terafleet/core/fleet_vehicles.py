@@ -69,10 +69,11 @@ def vehicle_connected(fleet: FleetState, event: ev.VehicleConnected) -> None:
     vehicle.boot_id = event.boot_id
     vehicle.refusals = event.refusals
     vehicle.is_silent = False
+    # A car hears only what bears its epoch, so the welcome goes before what is revoked under it.
+    fleet.effects.append(WelcomeVehicle(vehicle.vehicle_id, vehicle.epoch, event.boot_id))
     _set_capability(fleet, vehicle, event.capability)
     _reconcile(fleet, vehicle, event.held)
     fleet.recount(vehicle)
-    fleet.effects.append(WelcomeVehicle(vehicle.vehicle_id, vehicle.epoch, event.boot_id))
 
 
 def _reconcile(fleet: FleetState, vehicle: VehicleRecord, held: tuple[ev.HeldLease, ...]) -> None:

@@ -168,10 +168,8 @@ class Guard:
 
     def _agent_started(self, event: ev.AgentStarted) -> None:
         self._policy, self._slots = event.policy, event.slots
+        self._effects.extend(self._receipts.all())
         self._give_back(LeaseEnding.AGENT_RESTARTED)
-        for receipt in self._receipts.all():
-            if receipt.ending is not LeaseEnding.AGENT_RESTARTED:
-                self._effects.append(receipt)
         self._judge(event.at_ms)
 
     def _agent_stopping(self, event: ev.AgentStopping) -> None:

@@ -26,7 +26,7 @@ TOKENS_PER_S_UNKNOWN = 1_000
 class VehicleGroup:
     """Cars of one capability class, and which of them are ready, by leases in use."""
 
-    __slots__ = ("kind", "known", "online", "permitting", "ready", "slots_online")
+    __slots__ = ("kind", "known", "online", "permitting", "ready", "ready_count", "slots_online")
 
     def __init__(self, kind: CapabilityClass) -> None:
         self.kind = kind
@@ -34,17 +34,8 @@ class VehicleGroup:
         self.online = 0
         self.permitting = 0
         self.slots_online = 0
+        self.ready_count = 0
         self.ready: list[dict[VehicleId, None]] = [{} for _ in range(LEVELS)]
-
-    def take(self) -> VehicleId | None:
-        """The ready car to grant to next, which leaves the index: least used, then latest.
-
-        The latest to become ready is awake and has its model in memory.
-        """
-        for level in self.ready:
-            if level:
-                return level.popitem()[0]
-        return None
 
 
 class Shape:
@@ -54,7 +45,11 @@ class Shape:
         "groups",
         "groups_version",
         "needs",
+        "online",
+        "ranks",
         "requeued",
+        "slots_online",
+        "supply_version",
         "tokens_per_s",
         "waiting",
         "waiting_cost",
@@ -69,7 +64,10 @@ class Shape:
         self.waiting_cost = 0
         self.tokens_per_s = TOKENS_PER_S_UNKNOWN
         self.groups: list[VehicleGroup] = []
+        self.ranks: dict[CapabilityClass, int] = {}
         self.groups_version = -1
+        self.online = self.slots_online = 0
+        self.supply_version = -1
 
     def add(self, unit: UnitRecord, *, is_requeued: bool) -> None:
         """Let a unit wait."""
@@ -82,14 +80,12 @@ class Shape:
         self.waiting_units -= 1
         self.waiting_cost -= unit.cost
 
-    def take(
-        self, vehicle_id: VehicleId, cost_max: int, units_max: int, online: int
-    ) -> list[UnitRecord]:
+    def take(self, vehicle_id: VehicleId, cost_max: int, units_max: int) -> list[UnitRecord]:
         """Units of one batch for one lease, about `cost_max` tokens, at least one if any fits.
 
-        A unit that the car has failed is passed over, unless all the `online` cars have.
+        A unit that the car has failed is passed over, unless all cars online have.
         """
-        first = self._take_requeued(vehicle_id, online)
+        first = self._take_requeued(vehicle_id)
         queue = self.waiting
         while first is None and queue:
             unit = queue.popleft()
@@ -109,14 +105,14 @@ class Shape:
         self.waiting_cost -= cost
         return units
 
-    def _take_requeued(self, vehicle_id: VehicleId, online: int) -> UnitRecord | None:
+    def _take_requeued(self, vehicle_id: VehicleId) -> UnitRecord | None:
         passed_over: list[UnitRecord] = []
         found = None
         while self.requeued and found is None and len(passed_over) < EXCLUSION_LOOK:
             unit = self.requeued.popleft()
             if unit.state is not UnitState.WAITING:
                 continue
-            if vehicle_id in unit.failed_on and len(unit.failed_on) < online:
+            if vehicle_id in unit.failed_on and len(unit.failed_on) < self.online:
                 passed_over.append(unit)
             else:
                 found = unit
@@ -144,12 +140,18 @@ def rank(kind: CapabilityClass, model_id: ModelId) -> Rank:
 
 
 class MatchmakingIndex:
-    """Shapes, groups, and the feasible groups of each shape in their rank."""
+    """Shapes, groups, and the feasible groups of each shape in their rank.
+
+    Shapes with work and groups with ready cars are kept apart, so that a placement looks at
+    neither a shape without work nor a group without cars.
+    """
 
     def __init__(self) -> None:
         self.shapes: dict[ModelId, Shape] = {}
         self.groups: dict[CapabilityClass, VehicleGroup] = {}
-        self._version = 0
+        self.ready: dict[CapabilityClass, VehicleGroup] = {}
+        self._groups_version = 0
+        self._supply_version = 0
 
     def shape(self, needs: ModelNeeds) -> Shape:
         """The shape of a model."""
@@ -163,30 +165,83 @@ class MatchmakingIndex:
         group = self.groups.get(kind)
         if group is None:
             group = self.groups[kind] = VehicleGroup(kind)
-            self._version += 1
+            self._groups_version += 1
         return group
+
+    def supply_changed(self) -> None:
+        """Cars have come, gone, or changed their mind: what shapes know of supply is old."""
+        self._supply_version += 1
 
     def feasible(self, shape: Shape) -> list[VehicleGroup]:
         """The groups that can run a shape, best first."""
-        if shape.groups_version != self._version:
+        if shape.groups_version != self._groups_version:
             model_id = shape.needs.model_id
             kinds = [kind for kind in self.groups if is_feasible(kind, shape.needs)]
             kinds.sort(key=lambda kind: rank(kind, model_id))
             shape.groups = [self.groups[kind] for kind in kinds]
-            shape.groups_version = self._version
+            shape.ranks = {kind: place for place, kind in enumerate(kinds)}
+            shape.groups_version = self._groups_version
+            shape.supply_version = -1
         return shape.groups
+
+    def feasible_ready(self, shape: Shape) -> list[VehicleGroup]:
+        """The groups that can run a shape and have ready cars, best first."""
+        groups = self.feasible(shape)
+        if len(groups) <= len(self.ready):
+            return [group for group in groups if group.ready_count]
+        ranks = shape.ranks
+        kinds = [kind for kind in self.ready if kind in ranks]
+        if len(kinds) > 1:
+            kinds.sort(key=ranks.__getitem__)
+        return [self.ready[kind] for kind in kinds]
+
+    def learn_supply(self, shape: Shape) -> None:
+        """Bring a shape's counts of cars online and of their slots up to date."""
+        groups = self.feasible(shape)
+        if shape.supply_version != self._supply_version:
+            shape.online = sum(group.online for group in groups)
+            shape.slots_online = sum(group.slots_online for group in groups)
+            shape.supply_version = self._supply_version
+
+    def add_ready(self, group: VehicleGroup, vehicle_id: VehicleId, level: int) -> None:
+        """A car is ready, with so many leases in use."""
+        group.ready[level][vehicle_id] = None
+        group.ready_count += 1
+        self.ready[group.kind] = group
+
+    def drop_ready(self, group: VehicleGroup, vehicle_id: VehicleId, level: int) -> None:
+        """A car is ready no more, or with another number of leases."""
+        del group.ready[level][vehicle_id]
+        self._count_down(group)
+
+    def take_ready(self, group: VehicleGroup) -> VehicleId | None:
+        """The ready car to grant to next, which leaves the index: least used, then latest.
+
+        The latest to become ready is awake and has its model in memory.
+        """
+        for level in group.ready:
+            if level:
+                vehicle_id = level.popitem()[0]
+                self._count_down(group)
+                return vehicle_id
+        return None
+
+    def _count_down(self, group: VehicleGroup) -> None:
+        group.ready_count -= 1
+        if not group.ready_count:
+            del self.ready[group.kind]
 
     def with_work(self) -> list[Shape]:
         """The shapes that have waiting units, oldest shape first."""
         return [shape for shape in self.shapes.values() if shape.waiting_units]
 
 
-def lease_cost(shape: Shape, tokens_per_s: int, slots_online: int, lease_target_ms: int) -> int:
+def lease_cost(shape: Shape, tokens_per_s: int, lease_target_ms: int) -> int:
     """How many tokens of work one lease takes: its aim in time, but no more than a fair share.
 
     The share is guided self-scheduling (Polychronopoulos and Kuck, 1987): the waiting work over
     twice the slots, so that leases shrink towards the end of the work and all end together.
     """
     by_time = tokens_per_s * lease_target_ms // 1_000
-    by_share = shape.waiting_cost // (2 * max(1, slots_online))
+    by_share = shape.waiting_cost // (2 * max(1, shape.slots_online))
     return min(by_time, by_share)

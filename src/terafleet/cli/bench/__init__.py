@@ -34,7 +34,7 @@ def dispatch(
     server, SQLite with synchronous=FULL, and agents in their own processes.
     """
     from terafleet.cli.bench.core_alone import measure_core
-    from terafleet.cli.bench.dispatch import measure_dispatch
+    from terafleet.cli.bench.end_to_end import measure_dispatch
     from terafleet.cli.machine import machine_and_commit
 
     figures: dict[str, Any] = {"seed": seed, **machine_and_commit()}
@@ -49,7 +49,7 @@ def overhead(
     json: bool = JSON,
 ) -> None:
     """Batch embeddings through a fleet against the bare runtime on the same cores."""
-    from terafleet.cli.bench.overhead import measure_overhead
+    from terafleet.cli.bench.against_bare import measure_overhead
     from terafleet.cli.machine import machine_and_commit
 
     figures: dict[str, Any] = {"seed": seed, **machine_and_commit()}

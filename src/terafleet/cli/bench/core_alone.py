@@ -30,6 +30,7 @@ def measure_core(vehicles: int, waiting: int, seed: int) -> dict[str, float]:
     chance = random.Random(seed)  # noqa: S311 - it makes up cars, it guards nothing.
     _enrol(fleet, vehicles, chance)
     grants = _submit(fleet, max(1, waiting // UNITS_PER_BATCH))
+    units_waiting = sum(shape.waiting_units for shape in fleet.state.index.shapes.values())
     gc.collect()
     gc.freeze()
     events_per_s = _steady(fleet, grants)
@@ -37,9 +38,7 @@ def measure_core(vehicles: int, waiting: int, seed: int) -> dict[str, float]:
     gc.unfreeze()
     return {
         "core_vehicles": vehicles,
-        "core_units_waiting": sum(
-            shape.waiting_units for shape in fleet.state.index.shapes.values()
-        ),
+        "core_units_waiting": units_waiting,
         "core_events_per_s": events_per_s,
         "placement_us_p50": latencies[len(latencies) // 2],
         "placement_us_p99": latencies[len(latencies) * 99 // 100],

@@ -15,6 +15,7 @@ from terafleet.engine.ports import Blob
 from terafleet.protocol.agent import (
     ENCODER,
     FROM_VEHICLE_DECODER,
+    INLINE_BYTES_MAX,
     PROTOCOL,
     CapabilityReport,
     Fenced,
@@ -35,6 +36,14 @@ from terafleet.protocol.agent import (
 log = structlog.get_logger(__name__)
 
 Submit = Callable[[ev.FleetEvent, Sequence[Blob]], bool]
+
+DETAIL_CHARACTERS_MAX = 500
+
+FIGURE_MAX = 10**12
+"""In ms, mWh or tokens: no attempt takes so much, and the sum of millions still is a 64-bit number."""
+
+SLOTS_MAX = 64
+"""No car offers more, whatever it says; an agent's own settings have the same limit."""
 
 
 class LinkSettings(msgspec.Struct, frozen=True):
@@ -76,6 +85,7 @@ class Links:
         self._now_ms = now_ms
         self._settings = settings
         self._links: dict[VehicleId, _Link] = {}
+        self._greeted: dict[VehicleId, bool] = {}
         self._permitting: OrderedDict[VehicleId, None] = OrderedDict()
         self._refusing: OrderedDict[VehicleId, None] = OrderedDict()
 
@@ -99,7 +109,8 @@ class Links:
     def welcome(self, vehicle_id: VehicleId, epoch: Epoch, boot_id: str) -> None:
         """Begin an epoch and tell the car."""
         known = self._links.get(vehicle_id)
-        self._open(vehicle_id, epoch, known.is_permitting if known else True)
+        is_permitting = known.is_permitting if known else True
+        self._open(vehicle_id, epoch, self._greeted.pop(vehicle_id, is_permitting))
         settings = self._settings
         self.send(
             vehicle_id,
@@ -114,7 +125,9 @@ class Links:
         )
 
     def fence(self, vehicle_id: VehicleId, epoch: Epoch) -> None:
-        """End an epoch and tell the car."""
+        """End an epoch and tell the car; 0 is a car that the fleet does not know."""
+        if not epoch:
+            self._greeted.pop(vehicle_id, None)
         link = self._links.get(vehicle_id)
         if link is not None and link.epoch == epoch:
             del self._links[vehicle_id]
@@ -134,10 +147,12 @@ class Links:
             link = self._links[vehicle_id]
             if link.heard_ms > before_ms:
                 return
+            event = ev.VehicleSilent(self._now_ms(), vehicle_id, link.epoch, link.heard_ms)
+            if not self._submit(event, ()):
+                # The inbox is full. A silence that nobody heard of would keep its leases for ever.
+                return
             del in_order[vehicle_id]
             link.is_silent = True
-            event = ev.VehicleSilent(self._now_ms(), vehicle_id, link.epoch, link.heard_ms)
-            self._submit(event, ())
 
     def receive(self, message: Message) -> None:
         """Take a message of a car; the bus vouches that the subject is the sender's own."""
@@ -189,7 +204,7 @@ class Links:
         link = self._links.get(vehicle_id)
         if link is not None:
             self._heard(vehicle_id, link)
-            link.is_permitting = not hello.refusals
+        self._greeted[vehicle_id] = not hello.refusals
         self._submit(
             ev.VehicleConnected(
                 self._now_ms(),
@@ -220,8 +235,8 @@ class Links:
         link.heard_ms = self._now_ms()
         self._queue(vehicle_id, link)
         if link.is_silent:
-            link.is_silent = False
-            self._submit(ev.VehicleHeard(link.heard_ms, vehicle_id, link.epoch), ())
+            event = ev.VehicleHeard(link.heard_ms, vehicle_id, link.epoch)
+            link.is_silent = not self._submit(event, ())
 
     def _place(self, vehicle_id: VehicleId, link: _Link, is_permitting: bool) -> None:
         if link.is_permitting != is_permitting:
@@ -234,24 +249,17 @@ def _event_of(
 ) -> tuple[ev.FleetEvent, Sequence[Blob]]:
     """The fact that a receipt tells, and the output that came with it."""
     lease_id, unit_id = receipt.lease_id, receipt.unit_id
+    detail, energy_mwh = receipt.detail[:DETAIL_CHARACTERS_MAX], _bounded(receipt.energy_mwh)
     if receipt.ending is not None:
+        ending = receipt.ending
         return (
-            ev.LeaseReleased(
-                now_ms,
-                vehicle_id,
-                epoch,
-                lease_id,
-                receipt.ending,
-                receipt.detail,
-                receipt.energy_mwh,
-            ),
+            ev.LeaseReleased(now_ms, vehicle_id, epoch, lease_id, ending, detail, energy_mwh),
             (),
         )
-    failure, detail = receipt.failure, receipt.detail
-    if failure is None and receipt.payload and not _is_whole(receipt):
-        failure, detail = Failure.OUTPUT_INCOMPLETE, "the output does not match its digest"
+    failure = receipt.failure
+    if failure is None and (fault := _output_fault(receipt)):
+        failure, detail = Failure.OUTPUT_INCOMPLETE, fault
     if failure is not None:
-        energy_mwh = receipt.energy_mwh
         return (
             ev.AttemptFailed(
                 now_ms, vehicle_id, epoch, lease_id, unit_id, failure, detail, energy_mwh
@@ -268,14 +276,24 @@ def _event_of(
             unit_id,
             receipt.answers,
             receipt.answers_failed,
-            receipt.prompt_tokens,
-            receipt.completion_tokens,
-            receipt.energy_mwh,
-            receipt.runtime_ms,
+            _bounded(receipt.prompt_tokens),
+            _bounded(receipt.completion_tokens),
+            energy_mwh,
+            _bounded(receipt.runtime_ms),
         ),
         blobs,
     )
 
 
-def _is_whole(receipt: Receipt) -> bool:
-    return hashlib.sha256(receipt.payload).digest() == receipt.digest
+def _output_fault(receipt: Receipt) -> str:
+    """What is wrong with an output that came in its receipt, in words, or empty."""
+    if len(receipt.payload) > INLINE_BYTES_MAX:
+        return "the output is too large to ride in a receipt"
+    if receipt.payload and hashlib.sha256(receipt.payload).digest() != receipt.digest:
+        return "the output does not match its digest"
+    return ""
+
+
+def _bounded(figure: int) -> int:
+    """What a car says of one attempt, within what one attempt can be."""
+    return min(max(0, figure), FIGURE_MAX)

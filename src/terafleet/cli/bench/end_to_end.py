@@ -13,7 +13,7 @@ import msgspec
 
 from terafleet.bus.credentials import OperatorKeys
 from terafleet.bus.ports import Bus, Message
-from terafleet.cli.bench.overhead import PARKED
+from terafleet.cli.bench.against_bare import PARKED
 from terafleet.cli.local_fleet import LocalFleet
 from terafleet.control.app import connect_bus, open_objects
 from terafleet.core.events import UnitSpec
