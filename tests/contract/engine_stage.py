@@ -95,6 +95,9 @@ class StageStore:
     def blob(self, name: str) -> bytes | None:
         return self.inner.blob(name)
 
+    def blob_names(self, prefix: str) -> Iterator[str]:
+        return self.inner.blob_names(prefix)
+
     def delete_blobs(self, prefix: str) -> int:
         return self.inner.delete_blobs(prefix)
 

@@ -1,5 +1,7 @@
 """The command line: its help, its errors, and what it does with the real gateway."""
 
+import errno
+import importlib
 import os
 import socket
 import subprocess
@@ -16,7 +18,7 @@ from typer.main import get_command
 
 from terafleet import __version__
 from terafleet.cli import main, words
-from terafleet.cli.failure import CommandFailed, show_failure
+from terafleet.cli.failure import CommandFailed, extra_needed, files_mapped, show_failure
 from terafleet.cli.options import duration_s, host_and_port
 from terafleet.core.reasons import Refusal, Waiting
 from terafleet.protocol.errors import ERRORS
@@ -93,12 +95,14 @@ def test_the_version(stranger: Person) -> None:
     assert stranger.succeeds("--version") == f"terafleet {__version__}\n"
 
 
-@pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_load_nothing_heavy(option: str) -> None:
+@pytest.mark.parametrize(
+    "given", [["--help"], ["--version"], ["batch", "--help"], ["vehicle", "run", "--help"]]
+)
+def test_help_and_version_load_nothing_heavy(given: list[str]) -> None:
     program = (
         "import sys\n"
         "from terafleet.cli.main import app\n"
-        f"try: app([{option!r}])\n"
+        f"try: app({given!r})\n"
         f"finally: sys.stderr.write(' '.join(set({HEAVY}) & set(sys.modules)))\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
@@ -341,6 +345,20 @@ def test_up_says_why_it_does_not_start(stranger: Person, tmp_path: Path) -> None
     assert busy.returncode == 1
     assert busy.stderr.startswith("error: ")
     assert "--listen" in busy.stderr
+
+
+def test_what_is_missing_here_is_said_with_what_to_install() -> None:
+    with pytest.raises(CommandFailed, match="no_such_library") as caught, extra_needed("onnx"):
+        importlib.import_module("no_such_library")
+    assert caught.value.code == "extra_missing"
+    assert "terafleet[onnx]" in caught.value.advice
+
+
+def test_a_full_disk_is_said_and_a_reader_who_left_is_no_fault() -> None:
+    with pytest.raises(CommandFailed, match="No space left"), files_mapped():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(BrokenPipeError), files_mapped():
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def test_every_reason_has_its_words() -> None:

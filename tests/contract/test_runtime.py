@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from terafleet.agent.adapters.runtime.child import ChildRuntime, ChildSettings, RuntimeUnavailable
+from terafleet.agent.adapters.runtime.child import ChildRuntime, ChildSettings
 from terafleet.agent.adapters.runtime.noop import NoopRuntime
 from terafleet.agent.ports import (
     Runtime,
@@ -21,6 +21,7 @@ from terafleet.agent.ports import (
     RuntimeLoaded,
     RuntimeModel,
     RuntimeResult,
+    RuntimeUnavailable,
     RuntimeWork,
 )
 from terafleet.core.reasons import Failure

@@ -1,10 +1,11 @@
 """A small world around a `Fleet`: cars that keep to the protocol, and a customer.
 
 It holds the car's side of every lease, loses messages where told, and checks the laws of the
-machine after every event.
+machine, and of what it asks for, after every event.
 """
 
 from collections import Counter
+from typing import TypeVar
 
 from terafleet.core import effects as fx
 from terafleet.core import events as ev
@@ -22,13 +23,17 @@ from terafleet.core.ids import (
 )
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.core.settings import FleetSettings
-from terafleet.core.work import BatchState
+from terafleet.core.records import LeaseRecord, UnitRecord, VehicleRecord
+from terafleet.core.work import BatchState, UnitState
 
+F = TypeVar("F", bound=fx.Effect)
+Receipt = ev.AttemptReturned | ev.AttemptFailed | ev.LeaseReleased
 EMBEDDINGS = "/v1/embeddings"
 CUSTOMER = CustomerId("customer")
 NO_REQUEST = RequestId("")
 MODEL = ModelNeeds(ModelId("model"), "small", "onnx", 500, (EMBEDDINGS,))
 SETTINGS = FleetSettings(units_per_lease_max=3)
+WHOLE_LEASE = WorkUnitId(-1)
 
 
 class Car:
@@ -45,8 +50,8 @@ class Car:
 class World:
     """A fleet, its cars, and what a customer has been told."""
 
-    def __init__(self, fleet: Fleet | None = None) -> None:
-        self.fleet = fleet or Fleet()
+    def __init__(self, settings: FleetSettings = SETTINGS) -> None:
+        self.fleet = Fleet()
         self.now_ms = 1_000
         self.cars: dict[VehicleId, Car] = {}
         self.records: dict[BatchId, fx.RecordBatch] = {}
@@ -55,18 +60,37 @@ class World:
         self.assembled: dict[BatchId, fx.AssembleOutput] = {}
         self.accepted: Counter[WorkUnitId] = Counter()
         self.dropped: list[fx.DropOutput] = []
+        self.silences: dict[VehicleId, int] = {}
+        self.effects: list[fx.FleetEffect] = []
         self.history: list[tuple[ev.FleetEvent, ...]] = []
-        self.happen(ev.ShardStarted(self.now_ms, SETTINGS))
+        self.happen(ev.ShardStarted(self.now_ms, settings))
         self.happen(ev.ModelAdded(self.now_ms, MODEL, NO_REQUEST))
 
     def happen(self, *events: ev.FleetEvent) -> list[fx.FleetEffect]:
         """Let the fleet handle events, keep the laws, and let the cars hear what they are told."""
         self.history.append(events)
-        effects = self.fleet.handle(*events)
+        self.effects = self.fleet.handle(*events)
         self.fleet.check_invariants()
-        for effect in effects:
+        for effect in self.effects:
             self._hear(effect)
-        return effects
+        return self.effects
+
+    def said(self, kind: type[F]) -> list[F]:
+        """The effects of a kind that the last event had."""
+        return [effect for effect in self.effects if isinstance(effect, kind)]
+
+    def vehicle(self, car: "Car") -> VehicleRecord:
+        """What the fleet remembers of a car."""
+        return self.fleet.state.vehicles[car.vehicle_id]
+
+    def leases(self, car: "Car") -> list[LeaseRecord]:
+        """The leases that the fleet holds a car to."""
+        return [self.fleet.state.leases[one] for one in self.vehicle(car).leases]
+
+    def units(self, batch_id: BatchId) -> list[UnitRecord]:
+        """The units of a batch that goes on."""
+        state = self.fleet.state
+        return [state.units[unit_id] for unit_id in state.batches[batch_id].unit_ids()]
 
     def _hear(self, effect: fx.FleetEffect) -> None:
         match effect:
@@ -78,24 +102,44 @@ class World:
                     car.epoch = Epoch(0)
                     car.held.clear()
             case fx.GrantLease():
-                car = self.cars[effect.vehicle_id]
-                assert car.epoch == effect.epoch
-                car.held[effect.lease_id] = [unit.unit_id for unit in effect.units]
-                assert len(car.held) <= car.capability.slots, "a slot has two leases"
+                self._granted(effect)
             case fx.RevokeLease():
-                self.cars[effect.vehicle_id].held.pop(effect.lease_id, None)
+                car = self.cars[effect.vehicle_id]
+                assert car.epoch == effect.epoch, "a car does not hear what bears another epoch"
+                car.held.pop(effect.lease_id, None)
             case fx.RecordBatch():
                 self.records[effect.batch_id] = effect
             case fx.AnswerRequest():
                 self.answers[effect.request_id] = effect
             case fx.AcknowledgeReceipt():
                 self.acknowledged.append(effect)
-            case fx.DropOutput():
+            case fx.DropOutput(lease_id=lease_id, unit_id=unit_id):
+                unit = self.fleet.state.units.get(unit_id)
+                assert unit is None or unit.lease_id != lease_id, "it counts, or may yet count"
                 self.dropped.append(effect)
             case fx.AssembleOutput():
                 self.assembled[effect.batch_id] = effect
             case _:
                 pass
+
+    def _granted(self, grant: fx.GrantLease) -> None:
+        """A grant reaches its car, which must be one that may have it."""
+        car = self.cars[grant.vehicle_id]
+        assert car.epoch == grant.epoch
+        vehicle = self.vehicle(car)
+        assert not vehicle.refusals
+        assert not vehicle.is_draining
+        assert not vehicle.is_silent
+        assert vehicle.quarantined_until_ms <= self.fleet.state.now_ms
+        online = sum(
+            one.epoch != 0 and not one.is_silent for one in self.fleet.state.vehicles.values()
+        )
+        for granted in grant.units:
+            failed_on = self.fleet.state.units[granted.unit_id].failed_on
+            assert car.vehicle_id not in failed_on or len(failed_on) >= online
+        assert grant.lease_id not in car.held, "a lease's number is a fence and never comes again"
+        car.held[grant.lease_id] = [unit.unit_id for unit in grant.units]
+        assert len(car.held) <= car.capability.slots, "a slot has two leases"
 
     def tick(self, ms: int) -> None:
         """Let time pass, waking the fleet at each of its deadlines."""
@@ -103,7 +147,29 @@ class World:
         while (deadline_ms := self.fleet.next_deadline_ms()) is not None and deadline_ms <= end_ms:
             self.now_ms = max(self.now_ms, deadline_ms)
             self.happen(ev.TimeAdvanced(self.now_ms))
+            next_ms = self.fleet.next_deadline_ms()
+            assert next_ms is None or next_ms > self.now_ms, "a deadline that has come is over"
         self.now_ms = end_ms
+        self.check_time()
+
+    def lag(self, ms: int) -> None:
+        """Let time pass without waking the fleet, as when its shard is busy."""
+        self.now_ms += ms
+
+    def check_time(self) -> None:
+        """What must hold when the fleet has been woken at its deadlines: nothing outstays."""
+        state = self.fleet.state
+        for lease in state.leases.values():
+            assert self.now_ms < lease.overdue_ms + 1_000, "a lease is overdue"
+            heard_ms = self.silences.get(lease.vehicle_id)
+            if state.vehicles[lease.vehicle_id].is_silent and heard_ms is not None:
+                assert self.now_ms < heard_ms + state.settings.lease_ms, "a lease outlives silence"
+        for batch in state.batches.values():
+            is_open = batch.state in (BatchState.VALIDATING, BatchState.IN_PROGRESS)
+            assert not is_open or self.now_ms < batch.expires_ms, "a window is over"
+        for vehicle in state.vehicles.values():
+            if vehicle.is_ready() and vehicle.quarantined_until_ms <= self.now_ms:
+                assert vehicle.ready_level >= 0, "a car that may work is kept from it"
 
     # Cars.
 
@@ -134,9 +200,27 @@ class World:
         car.refusals = refusals
         self.happen(ev.PermitChanged(self.now_ms, car.vehicle_id, car.epoch, refusals))
 
-    def fall_silent(self, car: Car) -> None:
-        """The links hear nothing of a car; it may go on computing."""
-        self.happen(ev.VehicleSilent(self.now_ms, car.vehicle_id, car.epoch, self.now_ms))
+    def drain(self, car: Car, is_draining: bool = True) -> None:
+        """The operator wants nothing new granted to a car, or wants it back."""
+        self.happen(ev.VehicleDrained(self.now_ms, car.vehicle_id, is_draining, NO_REQUEST))
+
+    def remove(self, car: Car) -> None:
+        """A car is taken out of the fleet."""
+        self.happen(ev.VehicleRemoved(self.now_ms, car.vehicle_id, NO_REQUEST))
+        assert not car.epoch, "whoever still speaks under its epoch is fenced"
+        del self.cars[car.vehicle_id]
+
+    def leave(self, car: Car) -> None:
+        """A car's agent stops cleanly."""
+        car.held.clear()
+        self.happen(ev.VehicleLeft(self.now_ms, car.vehicle_id, car.epoch))
+
+    def fall_silent(self, car: Car, since_ms: int = 0) -> None:
+        """The links have heard nothing of a car for so long; it may go on computing."""
+        heard_ms = self.now_ms - since_ms
+        if not self.vehicle(car).is_silent:
+            self.silences[car.vehicle_id] = heard_ms
+        self.happen(ev.VehicleSilent(self.now_ms, car.vehicle_id, car.epoch, heard_ms))
 
     def speak_again(self, car: Car) -> None:
         """The links hear a car again."""
@@ -163,13 +247,39 @@ class World:
         return event
 
     def hand_in(self, event: ev.AttemptReturned) -> None:
-        """A receipt arrives; count whether its unit succeeded by it."""
+        """A result arrives; its unit succeeds by it if its lease stands, and else not."""
+        is_due = self._is_due(event)
         unit = self.fleet.state.units.get(event.unit_id)
-        was_open = unit is not None and unit.state == "running"
-        self.happen(event)
-        unit = self.fleet.state.units.get(event.unit_id)
-        if was_open and unit is not None and unit.state == "succeeded":
+        was = unit.state if unit is not None else None
+        self.arrive(event)
+        if unit is None:
+            assert not is_due
+            return
+        if is_due and event.answers == unit.requests:
+            assert unit.state is UnitState.SUCCEEDED
             self.accepted[event.unit_id] += 1
+        elif not is_due and was is not UnitState.WAITING:
+            assert unit.state is was, "what is not due changes nothing"
+
+    def arrive(self, event: Receipt) -> None:
+        """A receipt of any kind arrives; it is acknowledged if it bears the epoch that holds."""
+        unit_id = WHOLE_LEASE if isinstance(event, ev.LeaseReleased) else event.unit_id
+        vehicle = self.fleet.state.vehicles.get(event.vehicle_id)
+        is_current = vehicle is not None and vehicle.epoch == event.epoch
+        self.happen(event)
+        said = [(one.lease_id, one.unit_id) for one in self.said(fx.AcknowledgeReceipt)]
+        assert said == ([(event.lease_id, unit_id)] if is_current else [])
+
+    def _is_due(self, event: ev.AttemptReturned) -> bool:
+        vehicle = self.fleet.state.vehicles.get(event.vehicle_id)
+        lease = self.fleet.state.leases.get(event.lease_id)
+        return (
+            vehicle is not None
+            and vehicle.epoch == event.epoch
+            and lease is not None
+            and lease.vehicle_id == event.vehicle_id
+            and event.unit_id in lease.unit_ids
+        )
 
     def fail(self, car: Car, failure: Failure = Failure.RUNTIME_CRASHED) -> None:
         """A car could not do its next attempt."""
@@ -177,7 +287,7 @@ class World:
         if attempt is not None:
             lease_id, unit_id = attempt
             self._done(car, lease_id, unit_id)
-            self.happen(
+            self.arrive(
                 ev.AttemptFailed(
                     self.now_ms, car.vehicle_id, car.epoch, lease_id, unit_id, failure, "why", 1
                 )
@@ -187,7 +297,7 @@ class World:
         """A car gives back all that it holds."""
         for lease_id in list(car.held):
             del car.held[lease_id]
-            self.happen(
+            self.arrive(
                 ev.LeaseReleased(self.now_ms, car.vehicle_id, car.epoch, lease_id, ending, "why", 1)
             )
 

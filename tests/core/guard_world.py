@@ -31,10 +31,12 @@ class CarWorld:
         self.reports: list[fx.ReportPermit] = []
         self.forgotten: list[fx.ForgetReceipt] = []
         self.lease_numbers = 0
+        self.history: list[ev.AnyGuardEvent] = []
         self.start()
 
     def happen(self, event: ev.AnyGuardEvent) -> list[fx.AnyGuardEffect]:
         """Let the guard handle an event; keep the laws."""
+        self.history.append(event)
         effects = self.guard.handle(event)
         for effect in effects:
             self._do(effect)
@@ -84,9 +86,14 @@ class CarWorld:
         self.preparing.clear()
         self.happen(ev.AgentStarted(self.now_ms, self.policy, self.slots))
 
-    def restart(self) -> None:
-        """The agent's process ends anyhow and begins again from its journal."""
-        self.guard = Guard(self.guard.snapshot())
+    def restart(self, *, from_snapshot: bool = True) -> None:
+        """The agent's process ends anyhow and begins again from its snapshot or its journal."""
+        if from_snapshot:
+            self.guard = Guard(self.guard.snapshot())
+        else:
+            self.guard = Guard()
+            for event in self.history:
+                self.guard.handle(event)
         self.reports.clear()
         self.start()
 

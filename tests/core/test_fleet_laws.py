@@ -2,16 +2,17 @@
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terafleet.core import events as ev
 from terafleet.core.fleet import Fleet
-from terafleet.core.ids import CustomerId
+from terafleet.core.ids import CustomerId, Epoch
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.core.work import BATCH_ENDS
-from tests.core.fleet_world import CUSTOMER, NO_REQUEST, World
+from tests.core.fleet_world import CUSTOMER, NO_REQUEST, SETTINGS, Car, World
 
 STEPS = (
     "enrol",
@@ -20,6 +21,7 @@ STEPS = (
     "finish",
     "finish",
     "fail",
+    "fail_often",
     "short_answer",
     "release",
     "unload",
@@ -38,6 +40,10 @@ STEPS = (
     "drain",
     "remove",
     "leave",
+    "lag",
+    "stale",
+    "shrink",
+    "restart",
 )
 
 
@@ -52,6 +58,12 @@ def step(world: World, name: str, chance: random.Random) -> None:
         return
     if name in ("tick", "long_tick"):
         world.tick(chance.randint(1, 25_000) * (100 if name == "long_tick" else 1))
+        return
+    if name == "lag":
+        world.lag(chance.randint(1, 60_000))
+        return
+    if name == "restart":
+        world.happen(ev.ShardStarted(world.now_ms, SETTINGS))
         return
     if name in ("cancel", "assemble"):
         step_batch(world, name, chance)
@@ -78,6 +90,9 @@ def step_car(world: World, name: str, chance: random.Random) -> None:
             world.finish(car)
         case "fail":
             world.fail(car, chance.choice(list(Failure)))
+        case "fail_often":
+            for _ in range(4):
+                world.fail(car)
         case "short_answer":
             world.finish(car, answers=0)
         case "release":
@@ -89,7 +104,7 @@ def step_car(world: World, name: str, chance: random.Random) -> None:
         case "refuse":
             world.permit(car, Refusal.DRIVER_PRESENT)
         case "silence":
-            world.fall_silent(car)
+            world.fall_silent(car, chance.choice([0, 10_000, 30_000]))
         case "heard":
             world.speak_again(car)
         case "reconnect":
@@ -103,14 +118,29 @@ def step_car(world: World, name: str, chance: random.Random) -> None:
         case "late":
             late(world, chance)
         case "drain":
-            draining = chance.random() < 0.5
-            world.happen(ev.VehicleDrained(world.now_ms, car.vehicle_id, draining, NO_REQUEST))
+            world.drain(car, chance.random() < 0.5)
         case "remove":
-            world.happen(ev.VehicleRemoved(world.now_ms, car.vehicle_id, NO_REQUEST))
-            del world.cars[car.vehicle_id]
+            world.remove(car)
         case "leave":
-            car.held.clear()
-            world.happen(ev.VehicleLeft(world.now_ms, car.vehicle_id, car.epoch))
+            world.leave(car)
+        case "stale":
+            stale(world, car, chance)
+        case "shrink":
+            slots = chance.randint(0, 3)
+            car.capability = msgspec.structs.replace(car.capability, slots=slots)
+            event = ev.CapabilityChanged(world.now_ms, car.vehicle_id, car.epoch, car.capability)
+            world.happen(event)
+
+
+def stale(world: World, car: Car, chance: random.Random) -> None:
+    """A car's attempt is handed in under an epoch that is over; it hands it in again later."""
+    attempt = world.next_attempt(car)
+    if attempt is not None:
+        epoch = Epoch(chance.choice([0, max(0, car.epoch - 1), car.epoch + 1]))
+        figures = (1, 0, 5, 0, 3, 10)
+        world.hand_in(
+            ev.AttemptReturned(world.now_ms, car.vehicle_id, epoch, *attempt, *figures)
+        )
 
 
 def late(world: World, chance: random.Random) -> None:
@@ -136,7 +166,7 @@ def test_laws_hold_and_all_work_ends(seed: int, names: list[str]) -> None:
         step(world, name, chance)
     world.enrol("last-one", slots=2)
     for car in world.cars.values():
-        world.happen(ev.VehicleDrained(world.now_ms, car.vehicle_id, False, NO_REQUEST))
+        world.drain(car, False)
     for _ in range(3):
         world.finish_all()
     assert set(world.states().values()) <= set(BATCH_ENDS)
@@ -175,7 +205,7 @@ def test_long_stories_end_well(seed: int) -> None:
         step(world, name, chance)
     world.enrol("last-one", slots=2)
     for car in world.cars.values():
-        world.happen(ev.VehicleDrained(world.now_ms, car.vehicle_id, False, NO_REQUEST))
+        world.drain(car, False)
     for _ in range(3):
         world.finish_all()
     assert set(world.states().values()) <= set(BATCH_ENDS)

@@ -60,7 +60,7 @@ def step(world: CarWorld, name: str, chance: random.Random) -> None:
         case "fence":
             world.happen(ev.LinkFenced(world.now_ms, world.guard.epoch))
         case "restart":
-            world.restart()
+            world.restart(from_snapshot=chance.random() < 0.5)
         case _:
             step_lease(world, name)
 

@@ -215,9 +215,7 @@ def batch_file(requests: int) -> bytes:
     )
 
 
-def submit_file(
-    client: OpenAI, body: bytes, endpoint: str = ENDPOINT, window: str = "24h"
-) -> Any:
+def submit_file(client: OpenAI, body: bytes, endpoint: str = ENDPOINT, window: str = "24h") -> Any:
     """Send a file and make a batch of it."""
     file = client.files.create(file=("batch.jsonl", body), purpose="batch")
     # Other windows than OpenAI's own are an extension, of which its client knows nothing.

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from terafleet.agent.adapters.runtime.child import ChildRuntime, ChildSettings, RuntimeUnavailable
-from terafleet.agent.ports import SandboxReport
+from terafleet.agent.adapters.runtime.child import ChildRuntime, ChildSettings
+from terafleet.agent.ports import RuntimeUnavailable, SandboxReport
 from terafleet.core.reasons import Failure
 from tests.contract.models_on_disk import minilm_model, stories_model
 

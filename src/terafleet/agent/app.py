@@ -22,7 +22,7 @@ from terafleet.agent.gateway import Gateway
 from terafleet.agent.identity import Identity, IdentityRefused, load_identity
 from terafleet.agent.logs import set_up_logs
 from terafleet.agent.model_disk import ModelDisk
-from terafleet.agent.ports import Runtime, RuntimeUnavailable, SandboxReport
+from terafleet.agent.ports import Runtime
 from terafleet.agent.service import Adapters, Agent, runtime_memory_mb
 from terafleet.agent.settings import AgentSettings, SettingsRefused, load_settings
 from terafleet.bus.adapters.nats import NatsBus
@@ -178,20 +178,9 @@ def _runtimes(settings: AgentSettings, disk: ModelDisk) -> Mapping[str, Runtime]
         memory_bytes=runtime_memory_mb(settings) * BYTES_PER_MB,
     )
     return {
-        kind: NoopRuntime() if kind == "noop" else _ChildRuntime(kind, walls)
+        kind: NoopRuntime() if kind == "noop" else child.ChildRuntime(kind, walls)
         for kind in settings.runtimes
     }
-
-
-class _ChildRuntime(child.ChildRuntime):
-    """The child with the exception that the port names."""
-
-    async def start(self, on_exit: Callable[[str], None]) -> SandboxReport:
-        """As the port says. Raises RuntimeUnavailable."""
-        try:
-            return await super().start(on_exit)
-        except child.RuntimeUnavailable as error:
-            raise RuntimeUnavailable(error.reason, error.detail) from error
 
 
 def _refuse(code: Exit, event: str, **facts: str) -> Exit:

@@ -44,7 +44,7 @@ from terafleet.engine.clock import Clock, SystemClock
 from terafleet.engine.codec import Codec
 from terafleet.engine.engine import Engine, Shell
 from terafleet.engine.ports import Record, StorageFull, Store
-from terafleet.engine.recovery import Recovery, recover
+from terafleet.engine.recovery import recover
 from terafleet.engine.settings import DAY_MS, MIB, EngineSettings
 from terafleet.protocol.agent import Grant, Receipt
 
@@ -94,7 +94,7 @@ class Agent:
         self._identity = identity
         self._adapters = adapters
         codec = guard_codec()
-        recovery = _recovered(adapters.store, codec)
+        recovery = recover(adapters.store, codec, Guard)
         self.guard = recovery.machine
         self.clock = SystemClock(recovery.last_at_ms)
         shell: Shell[ev.AnyGuardEvent, AnyGuardEffect]
@@ -271,18 +271,6 @@ class Agent:
 
     def _readings_changed(self, readings: Readings) -> None:
         self._engine.submit(ev.ReadingsChanged(self.clock.now_ms(), readings))
-
-
-def _recovered(store: Store, codec: Codec[ev.AnyGuardEvent, AnyGuardEffect]) -> Recovery[Guard]:
-    """The guard as a fresh process has it: of the one before, only what outlives a process.
-
-    The snapshot makes a later replay begin from the same guard as this process does.
-    """
-    before = recover(store, codec, Guard)
-    image = before.machine.snapshot()
-    if before.events_replayed:
-        store.save_snapshot(before.last_sequence, codec.schema, image)
-    return Recovery(Guard(image), before.last_sequence, before.last_at_ms, 0)
 
 
 def runtime_memory_mb(settings: AgentSettings) -> int:

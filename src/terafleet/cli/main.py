@@ -13,6 +13,7 @@ from typer.main import get_group
 
 from terafleet import __version__
 from terafleet.cli.failure import CommandFailed, show_failure
+from terafleet.cli.groups import QuickGroup
 
 NOUNS = {
     "demo": "Run a whole fleet on this computer and watch it work.",
@@ -28,7 +29,7 @@ NOUNS = {
 """What there is, in the order of the help, each with its one line; each is a module here."""
 
 
-class Nouns(TyperGroup):
+class Nouns(QuickGroup):
     """The nouns, loaded one by one, so that help and completion don't load what they don't show."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the framework passes it.

@@ -11,6 +11,8 @@ from typing import Any, TypeVar, get_type_hints
 import msgspec
 import typer
 
+from terafleet.cli.groups import QuickGroup
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -20,7 +22,9 @@ _PORT_MAX = 65_535
 
 def noun(name: str, summary: str) -> typer.Typer:
     """An app for the commands below a noun."""
-    return typer.Typer(name=name, help=summary, no_args_is_help=True, rich_markup_mode=None)
+    return typer.Typer(
+        name=name, cls=QuickGroup, help=summary, no_args_is_help=True, rich_markup_mode=None
+    )
 
 
 def add_command(

@@ -167,10 +167,23 @@ class Guard:
     # The process.
 
     def _agent_started(self, event: ev.AgentStarted) -> None:
+        self._forget_process()
         self._policy, self._slots = event.policy, event.slots
         self._effects.extend(self._receipts.all())
         self._give_back(LeaseEnding.AGENT_RESTARTED)
         self._judge(event.at_ms)
+
+    def _forget_process(self) -> None:
+        """Of the process before, nothing is true any more but its leases and receipts."""
+        self._readings = None
+        self._state = GuardState.REFUSING
+        self._refusals = (Refusal.AGENT_STARTING,)
+        self._is_stopping = self._is_runtime_up = False
+        self._models.clear()
+        self._epoch, self._leases_end_ms = Epoch(0), 0
+        self._running = 0
+        for lease in self._leases.values():
+            lease.running = None
 
     def _agent_stopping(self, event: ev.AgentStopping) -> None:
         self._is_stopping = True

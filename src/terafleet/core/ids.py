@@ -27,9 +27,19 @@ def attempt_name(lease_id: LeaseId, unit_id: WorkUnitId) -> str:
     return f"{lease_id}-{unit_id}"
 
 
+OUTPUTS = "out/"
+"""How the names of all outputs begin."""
+
+
 def output_name(lease_id: LeaseId, unit_id: WorkUnitId) -> str:
     """The name of the blob that holds an attempt's output."""
-    return f"out/{unit_id}/{lease_id}"
+    return f"{OUTPUTS}{unit_id}/{lease_id}"
+
+
+def attempt_of(name: str) -> tuple[LeaseId, WorkUnitId]:
+    """The attempt whose output has this name."""
+    unit_id, _, lease_id = name.removeprefix(OUTPUTS).partition("/")
+    return LeaseId(int(lease_id)), WorkUnitId(int(unit_id))
 
 
 def input_name(batch_id: BatchId) -> str:

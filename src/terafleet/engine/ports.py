@@ -91,6 +91,13 @@ class Store(Protocol):
         """One blob, or None."""
         ...
 
+    def blob_names(self, prefix: str) -> Iterator[str]:
+        """The names that start with `prefix`, in their order; does not hold the writer up.
+
+        Blobs that come or go meanwhile may or may not be named.
+        """
+        ...
+
     def delete_blobs(self, prefix: str) -> int:
         """Remove all blobs whose name starts with `prefix`; how many went."""
         ...

@@ -9,6 +9,7 @@ import structlog
 
 from terafleet.bus.ports import Bus, BusUnavailable, Message
 from terafleet.core import events as ev
+from terafleet.core.capability import Capability
 from terafleet.core.ids import Epoch, VehicleId, output_name
 from terafleet.core.reasons import Failure
 from terafleet.engine.ports import Blob
@@ -40,7 +41,7 @@ Submit = Callable[[ev.FleetEvent, Sequence[Blob]], bool]
 DETAIL_CHARACTERS_MAX = 500
 
 FIGURE_MAX = 10**12
-"""In ms, mWh or tokens: no attempt takes so much, and the sum of millions still is a 64-bit number."""
+"""In ms, mWh or tokens: no attempt takes so much, and the sum of millions still has 63 bits."""
 
 SLOTS_MAX = 64
 """No car offers more, whatever it says; an agent's own settings have the same limit."""
@@ -191,9 +192,8 @@ class Links:
                 self._place(vehicle_id, link, not message.refusals)
                 self._submit(ev.PermitChanged(now_ms, vehicle_id, link.epoch, message.refusals), ())
             case CapabilityReport():
-                self._submit(
-                    ev.CapabilityChanged(now_ms, vehicle_id, link.epoch, message.capability), ()
-                )
+                offered = _plausible(message.capability)
+                self._submit(ev.CapabilityChanged(now_ms, vehicle_id, link.epoch, offered), ())
             case Goodbye():
                 self._submit(ev.VehicleLeft(now_ms, vehicle_id, link.epoch), ())
 
@@ -210,7 +210,7 @@ class Links:
                 self._now_ms(),
                 vehicle_id,
                 hello.boot_id,
-                hello.capability,
+                _plausible(hello.capability),
                 hello.refusals,
                 hello.held,
             ),
@@ -283,6 +283,12 @@ def _event_of(
         ),
         blobs,
     )
+
+
+def _plausible(capability: Capability) -> Capability:
+    """What a car says it offers, with no more slots than a car can have."""
+    slots = min(max(0, capability.slots), SLOTS_MAX)
+    return msgspec.structs.replace(capability, slots=slots)
 
 
 def _output_fault(receipt: Receipt) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 import structlog
@@ -17,6 +17,8 @@ from terafleet.control.shard.service import Answers, Service, ShardView
 from terafleet.core import events as ev
 from terafleet.core.effects import FleetEffect
 from terafleet.core.fleet import Fleet
+from terafleet.core.fleet_state import FleetState
+from terafleet.core.ids import OUTPUTS, attempt_of
 from terafleet.core.settings import FleetSettings
 from terafleet.engine.clock import SystemClock
 from terafleet.engine.engine import Engine, Figures, Shell
@@ -97,6 +99,8 @@ class Shard:
         return self._engine.figures, self._engine.is_storage_full
 
     def _submit(self, event: ev.FleetEvent, blobs: Sequence[Blob]) -> bool:
+        if blobs and not is_output_awaited(self._fleet.state, event):
+            blobs = ()
         return self._engine.submit(event, blobs)
 
     def _discard(self, names: Sequence[str]) -> None:
@@ -110,6 +114,7 @@ class Shard:
             for vehicle in state.vehicles.values()
             if vehicle.epoch
         )
+        self._discard(list(outputs_without_use(state, self._store.blob_names(OUTPUTS))))
         self._submit(ev.ShardStarted(self._clock.now_ms(), self._settings.fleet), ())
         # What was recovered lives long: the collector need not walk it again and again.
         gc.collect()
@@ -136,3 +141,29 @@ class Shard:
         while True:
             await asyncio.sleep(SILENCE_LOOK_S)
             self._links.look_for_silence()
+
+
+def is_output_awaited(state: FleetState, event: ev.FleetEvent) -> bool:
+    """Whether the output that came with an event is one that the fleet waits for from this car.
+
+    Leases only end, so what is not awaited when it comes will not be taken either; were it
+    written all the same, a car could replace another's output.
+    """
+    if not isinstance(event, ev.AttemptReturned):
+        return False
+    lease = state.leases.get(event.lease_id)
+    if lease is None or lease.vehicle_id != event.vehicle_id:
+        return False
+    return event.unit_id in lease.unit_ids
+
+
+def outputs_without_use(state: FleetState, names: Iterable[str]) -> Iterator[str]:
+    """The names of outputs that will never be read: their unit is forgotten, or has another one.
+
+    A crash between a commit and what it asked for leaves such outputs behind.
+    """
+    for name in names:
+        lease_id, unit_id = attempt_of(name)
+        unit = state.units.get(unit_id)
+        if unit is None or unit.lease_id != lease_id:
+            yield name

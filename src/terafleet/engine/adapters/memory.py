@@ -115,6 +115,12 @@ class MemoryStore:
         """One blob, or None."""
         return self._blobs.get(name)
 
+    def blob_names(self, prefix: str) -> Iterator[str]:
+        """The names that start with `prefix`, in their order, as they were at the first."""
+        with self._lock:
+            names = [name for name in self._blobs if name.startswith(prefix)]
+        yield from sorted(names)
+
     def delete_blobs(self, prefix: str) -> int:
         """Remove all blobs whose name starts with `prefix`; how many went."""
         with self._lock:

@@ -27,6 +27,7 @@ __all__ = ["SqliteStore", "StorageDamaged", "StoreInUse"]
 
 SNAPSHOTS_KEPT = 2
 PAGE_ENTRIES = 500
+PAGE_NAMES = 10_000
 PAGE_BYTES = 8 * 1024 * 1024
 DELETE_ROWS = 256
 DELETE_BYTES = 4 * 1024 * 1024
@@ -229,6 +230,13 @@ class SqliteStore:
             row = connection.execute("SELECT body FROM blobs WHERE name = ?", (name,)).fetchone()
         return bytes(row[0]) if row is not None else None
 
+    def blob_names(self, prefix: str) -> Iterator[str]:
+        """The names that start with `prefix`, in their order; each page is a read of its own."""
+        last = None
+        while page := self._names_page(prefix, last):
+            yield from page
+            last = page[-1]
+
     def delete_blobs(self, prefix: str) -> int:
         """Remove all blobs whose name starts with `prefix`; how many went. Raises StorageFull."""
         total = 0
@@ -301,6 +309,17 @@ class SqliteStore:
                     break
             rows.close()
         return page
+
+    def _names_page(self, prefix: str, last: str | None) -> list[str]:
+        """The names that follow `last`, or the first ones, as many as fit a page."""
+        begin = prefix if last is None else last
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT name FROM blobs WHERE name >= ? AND name IS NOT ? AND name < ?"
+                " ORDER BY name LIMIT ?",
+                (begin, last, prefix + NAME_AFTER_ALL, PAGE_NAMES),
+            ).fetchall()
+        return [name for (name,) in rows]
 
     def _delete_page(self, select: str, values: tuple[str | int, ...], delete: str) -> int:
         """Delete the first rows that `select` names with their sizes, bounded in bytes too."""

@@ -19,6 +19,7 @@ from terafleet.agent.ports import (
     RuntimeLoaded,
     RuntimeModel,
     RuntimeResult,
+    RuntimeUnavailable,
     RuntimeWork,
     SandboxReport,
 )
@@ -46,15 +47,6 @@ _START_SECONDS_MAX: Final = 60.0
 _PAYLOAD_BYTES_MAX: Final = FRAME_BYTES_MAX - 4096
 # What a runtime needs of the agent's environment: where the system's libraries are, no secrets.
 _INHERITED: Final = ("LD_LIBRARY_PATH", "LANG", "TZ")
-
-
-class RuntimeUnavailable(Exception):
-    """The program did not start behind its walls; `reason` says why."""
-
-    def __init__(self, reason: Failure, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 class ChildSettings(msgspec.Struct, frozen=True):
