@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from structlog.typing import EventDict
 
 from terafleet.control.adapters.objects_memory import MemoryObjects
-from terafleet.control.gateway.model_check import manifest_fault
 from terafleet.core.ids import ModelId
 from terafleet.protocol.admin import ModelFileView, ModelList, ModelRemoved, ModelView
 from terafleet.protocol.manifest import Manifest, ManifestFile, needs_of
+from terafleet.protocol.model_rules import manifest_fault
 from terafleet.protocol.openai import CHAT_COMPLETIONS, EMBEDDINGS
 from terafleet.protocol.shard import AddModel, GetStatus, RemoveModel
 from tests.contract.fake_answers import shard_status

@@ -211,7 +211,7 @@ async def test_a_signed_manifest_with_an_unsafe_name_is_refused(
 async def test_a_signed_file_that_is_not_what_its_name_says_is_refused(
     gateway: FakeGateway, make_cache: Make, files: dict[str, bytes]
 ) -> None:
-    model = offered(FakeModel(files, runtime="llama"), gateway)
+    model = offered(FakeModel(files, runtime="noop"), gateway)
     cache = make_cache(model)
     assert reason_of(await cache.prepared(model.model_id)) is ModelReason.FILE_REFUSED
     assert cache.models() == ()

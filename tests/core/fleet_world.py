@@ -22,8 +22,8 @@ from terafleet.core.ids import (
     WorkUnitId,
 )
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
-from terafleet.core.settings import FleetSettings
 from terafleet.core.records import LeaseRecord, UnitRecord, VehicleRecord
+from terafleet.core.settings import FleetSettings
 from terafleet.core.work import BatchState, UnitState
 
 F = TypeVar("F", bound=fx.Effect)
@@ -251,6 +251,8 @@ class World:
         is_due = self._is_due(event)
         unit = self.fleet.state.units.get(event.unit_id)
         was = unit.state if unit is not None else None
+        if is_due:
+            self._done(self.cars[event.vehicle_id], event.lease_id, event.unit_id)
         self.arrive(event)
         if unit is None:
             assert not is_due
@@ -302,9 +304,12 @@ class World:
             )
 
     def _done(self, car: Car, lease_id: LeaseId, unit_id: WorkUnitId) -> None:
-        car.held[lease_id].remove(unit_id)
-        if not car.held[lease_id]:
-            del car.held[lease_id]
+        """A car is done with an attempt; it may hand in the same one twice."""
+        units = car.held.get(lease_id, [])
+        if unit_id in units:
+            units.remove(unit_id)
+        if not units:
+            car.held.pop(lease_id, None)
 
     # The customer.
 

@@ -1,5 +1,7 @@
 """A small world around a `Guard`: a runtime, a link, an owner; and the laws of the car."""
 
+from typing import TypeVar
+
 from terafleet.core import guard_effects as fx
 from terafleet.core import guard_events as ev
 from terafleet.core.guard import Guard
@@ -13,6 +15,8 @@ MODEL = ModelId("model")
 POLICY = OwnerPolicy(settle_ms=1_000, stale_ms=5_000, release_ms=500)
 LEASE_MS, MARGIN_MS = 20_000, 4_000
 ENDPOINT = "/v1/embeddings"
+
+F = TypeVar("F", bound=fx.GuardEffect)
 
 
 class CarWorld:
@@ -30,30 +34,68 @@ class CarWorld:
         self.sent: list[fx.SendReceipt] = []
         self.reports: list[fx.ReportPermit] = []
         self.forgotten: list[fx.ForgetReceipt] = []
+        self.granted: dict[LeaseId, set[WorkUnitId]] = {}
         self.lease_numbers = 0
+        self.heard_ms: int | None = None
+        self.effects: list[fx.AnyGuardEffect] = []
         self.history: list[ev.AnyGuardEvent] = []
         self.start()
 
     def happen(self, event: ev.AnyGuardEvent) -> list[fx.AnyGuardEffect]:
         """Let the guard handle an event; keep the laws."""
         self.history.append(event)
-        effects = self.guard.handle(event)
-        for effect in effects:
+        self._note_granted(event)
+        self.effects = self.guard.handle(event)
+        suspended_at = [at for at, one in enumerate(self.effects) if type(one) is fx.SuspendRuntime]
+        assert suspended_at in ([], [0]), "the processor is given back before all else"
+        for effect in self.effects:
             self._do(effect)
         self.guard.check_invariants()
         self.check()
-        return effects
+        return self.effects
+
+    def said(self, kind: type[F]) -> list[F]:
+        """The effects of a kind that the last event had."""
+        return [effect for effect in self.effects if isinstance(effect, kind)]
+
+    def _note_granted(self, event: ev.AnyGuardEvent) -> None:
+        """Keep account of what the control plane may expect of the car."""
+        match event:
+            case ev.LeaseGranted(epoch=epoch, lease_id=lease_id, units=units):
+                if epoch == self.guard.epoch:
+                    self.granted[lease_id] = {unit.unit_id for unit in units}
+            case ev.LeaseRevoked(lease_id=lease_id):
+                self.granted.pop(lease_id, None)
+            case ev.LinkFenced(epoch=epoch):
+                if epoch in (0, self.guard.epoch):
+                    self.granted.clear()
+            case _:
+                pass
 
     def check(self) -> None:
         """Nothing runs while the car refuses, nor after its leases have ended."""
         assert len(self.running) == self.guard.running <= self.slots
+        self._check_nothing_is_lost()
         if self.running:
             assert self.guard.state is GuardState.PERMITTING
-            assert self.now_ms < self.guard.leases_end_ms
+            assert self.heard_ms is not None
+            assert self.now_ms < self.heard_ms + LEASE_MS - MARGIN_MS, "it outlives its lease"
             assert not self.is_suspended
+        if self.guard.state is GuardState.YIELDING:
+            assert self.is_killed, "the memory is given back"
         if self.reports:
             assert self.reports[-1].state is self.guard.state
             assert self.reports[-1].refusals == self.guard.refusals
+
+    def _check_nothing_is_lost(self) -> None:
+        """Every unit that was granted stands, is handed in, or its lease is given back."""
+        held = {one.lease_id: set(one.unit_ids) for one in self.guard.held()}
+        ended = {one.lease_id for one in self.sent if one.ending is not None}
+        told = {(one.lease_id, one.unit_id) for one in self.sent}
+        for lease_id, unit_ids in self.granted.items():
+            for unit_id in unit_ids:
+                is_held = unit_id in held.get(lease_id, ())
+                assert is_held or lease_id in ended or (lease_id, unit_id) in told, "a unit is lost"
 
     def _do(self, effect: fx.AnyGuardEffect) -> None:
         match effect:
@@ -81,6 +123,7 @@ class CarWorld:
 
     def start(self) -> None:
         """The agent's process begins."""
+        self.heard_ms = None
         self.running.clear()
         self.is_suspended = self.is_killed = False
         self.preparing.clear()
@@ -88,6 +131,8 @@ class CarWorld:
 
     def restart(self, *, from_snapshot: bool = True) -> None:
         """The agent's process ends anyhow and begins again from its snapshot or its journal."""
+        kept = self.guard.receipts()
+        sent_before = len(self.sent)
         if from_snapshot:
             self.guard = Guard(self.guard.snapshot())
         else:
@@ -96,6 +141,8 @@ class CarWorld:
                 self.guard.handle(event)
         self.reports.clear()
         self.start()
+        again = self.sent[sent_before : sent_before + len(kept)]
+        assert again == kept, "what is not acknowledged is sent again"
 
     def tick(self, ms: int) -> None:
         """Let time pass, waking the guard at each of its deadlines."""
@@ -131,20 +178,33 @@ class CarWorld:
 
     def welcome(self, epoch: int = 1) -> None:
         """The control plane answers a hello."""
+        self.heard_ms = self.now_ms
         self.happen(ev.LinkWelcomed(self.now_ms, Epoch(epoch), self.now_ms, LEASE_MS, MARGIN_MS))
 
-    def heartbeat(self) -> None:
-        """The control plane answers a heartbeat."""
-        self.happen(ev.HeartbeatAnswered(self.now_ms, self.guard.epoch, self.now_ms))
+    def heartbeat(self, epoch: int | None = None, ago_ms: int = 0) -> None:
+        """The control plane answers a heartbeat that left so long ago."""
+        sent_ms = self.now_ms - ago_ms
+        if epoch is None and self.heard_ms is not None:
+            self.heard_ms = max(self.heard_ms, sent_ms)
+        chosen = self.guard.epoch if epoch is None else Epoch(epoch)
+        self.happen(ev.HeartbeatAnswered(self.now_ms, chosen, sent_ms))
 
-    def grant(self, units: int = 1, epoch: int | None = None) -> LeaseId:
-        """The control plane grants a lease."""
+    def grant(self, units: int = 1, epoch: int | None = None, model_id: ModelId = MODEL) -> LeaseId:
+        """The control plane grants a lease; its units are numbered from a hundred times its own."""
         self.lease_numbers += 1
         lease_id = LeaseId(self.lease_numbers)
         numbers = [WorkUnitId(lease_id * 100 + at) for at in range(units)]
         chosen = self.guard.epoch if epoch is None else Epoch(epoch)
         leased = tuple(ev.LeasedUnit(number, 1) for number in numbers)
-        self.happen(ev.LeaseGranted(self.now_ms, chosen, lease_id, MODEL, ENDPOINT, leased))
+        self.happen(ev.LeaseGranted(self.now_ms, chosen, lease_id, model_id, ENDPOINT, leased))
+        return lease_id
+
+    def work(self, units: int = 1) -> LeaseId:
+        """A car that is well is welcomed, granted a lease, and begins with it."""
+        self.welcome()
+        self.permit()
+        lease_id = self.grant(units)
+        self.model_ready()
         return lease_id
 
     def model_ready(self) -> None:

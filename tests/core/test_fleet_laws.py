@@ -138,9 +138,7 @@ def stale(world: World, car: Car, chance: random.Random) -> None:
     if attempt is not None:
         epoch = Epoch(chance.choice([0, max(0, car.epoch - 1), car.epoch + 1]))
         figures = (1, 0, 5, 0, 3, 10)
-        world.hand_in(
-            ev.AttemptReturned(world.now_ms, car.vehicle_id, epoch, *attempt, *figures)
-        )
+        world.hand_in(ev.AttemptReturned(world.now_ms, car.vehicle_id, epoch, *attempt, *figures))
 
 
 def late(world: World, chance: random.Random) -> None:
@@ -190,6 +188,7 @@ def test_a_restored_machine_goes_on_exactly_alike(seed: int, names: list[str], c
     for events in world.history[:cut]:
         first.handle(*events)
     second = Fleet(first.snapshot())
+    second.check_invariants()
     assert second.snapshot() == first.snapshot()
     for events in world.history[cut:]:
         assert second.handle(*events) == first.handle(*events)

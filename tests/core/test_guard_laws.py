@@ -1,12 +1,15 @@
 """The guard under any sequence of readings, grants, answers and exits."""
 
+import math
 import random
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terafleet.core import guard_events as ev
 from terafleet.core.guard_effects import GuardState
+from terafleet.core.ids import LeaseId, WorkUnitId
 from terafleet.core.reasons import LeaseEnding
 from tests.core.guard_world import CarWorld
 
@@ -14,6 +17,7 @@ STEPS = (
     "well", "well", "driver", "drive", "unplug", "empty", "hot", "blind", "tick", "long_tick",
     "heartbeat", "heartbeat", "grant", "grant", "old_grant", "model", "model", "finish", "finish",
     "break", "exit", "acknowledge", "revoke", "welcome", "fence", "restart", "unavailable",
+    "late_heartbeat", "old_heartbeat", "late_finish", "nan", "pause",
 )  # fmt: skip
 
 
@@ -40,6 +44,12 @@ def step(world: CarWorld, name: str, chance: random.Random) -> None:
             world.tick(chance.randint(1, 20_000))
         case "heartbeat":
             world.heartbeat()
+        case "late_heartbeat":
+            world.heartbeat(ago_ms=chance.randint(0, 30_000))
+        case "old_heartbeat":
+            world.heartbeat(epoch=world.guard.epoch + chance.choice([-1, 1]))
+        case "nan":
+            world.read(soc_percent=math.nan)
         case "grant":
             if len(world.guard.lease_ids) < world.slots:
                 world.grant(chance.randint(1, 3))
@@ -65,7 +75,31 @@ def step(world: CarWorld, name: str, chance: random.Random) -> None:
             step_lease(world, name)
 
 
+def late_finish(world: CarWorld) -> None:
+    """The runtime gives an output for an attempt that was given up, or never began."""
+    lease_id = LeaseId(world.lease_numbers)
+    unit_id = WorkUnitId(lease_id * 100)
+    if (lease_id, unit_id) not in world.running:
+        sent = len(world.sent)
+        figures = (1, 0, 5, 0, 3, 10, b"d")
+        world.happen(ev.AttemptFinished(world.now_ms, lease_id, unit_id, *figures))
+        assert len(world.sent) == sent, "nobody wants it any more"
+
+
+def pause(world: CarWorld) -> None:
+    """The owner pauses the car and thinks better of it."""
+    paused = msgspec.structs.replace(world.policy, is_paused=True)
+    world.happen(ev.PolicyChanged(world.now_ms, paused))
+    assert not world.running
+    world.happen(ev.PolicyChanged(world.now_ms, world.policy))
+
+
 def step_lease(world: CarWorld, name: str) -> None:
+    """Do one thing to what a car holds."""
+    if name == "late_finish":
+        late_finish(world)
+    if name == "pause":
+        pause(world)
     for lease_id in world.guard.lease_ids[:1]:
         if name == "revoke":
             ending = LeaseEnding.OVERDUE

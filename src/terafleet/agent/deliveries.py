@@ -47,14 +47,15 @@ class Deliveries:
         self._discard = discard
         self._spawn = spawn
         self._sleep = sleep
-        self._fresh: dict[Key, bytes] = {}
+        self._small: dict[Key, bytes | None] = {}
+        """The small outputs of this process; None once it is in the record and handed in."""
         self._putting: dict[Key, SendReceipt] = {}
         self._puts = asyncio.Semaphore(PUTS_MAX)
 
     def keep(self, lease_id: LeaseId, unit_id: WorkUnitId, payload: bytes) -> None:
         """Have a small output at hand, so that its receipt need not wait for the record."""
         if len(payload) <= INLINE_BYTES_MAX:
-            self._fresh[lease_id, unit_id] = payload
+            self._small[lease_id, unit_id] = payload
 
     def send(self, effects: Sequence[SendReceipt]) -> None:
         """Hand in what one group of events brought, those together that are ready."""
@@ -71,18 +72,24 @@ class Deliveries:
 
     def forget(self, lease_id: LeaseId, unit_id: WorkUnitId) -> None:
         """A receipt is acknowledged, or not wanted: its output may go."""
-        self._putting.pop((lease_id, unit_id), None)
-        self._fresh.pop((lease_id, unit_id), None)
-        if unit_id != WHOLE_LEASE:
+        key = (lease_id, unit_id)
+        self._putting.pop(key, None)
+        if key in self._small:
+            del self._small[key]
+            self._discard((output_name(lease_id, unit_id),))
+        elif unit_id != WHOLE_LEASE:
             self._discard((output_name(lease_id, unit_id), address_name(lease_id, unit_id)))
 
     def _ready(self, effect: SendReceipt) -> Receipt | None:
         """The receipt if it can leave at once; None if its output must be put first."""
         if effect.failure is not None or effect.ending is not None:
             return _receipt(effect, b"")
-        payload = self._fresh.pop((effect.lease_id, effect.unit_id), None)
+        key = (effect.lease_id, effect.unit_id)
+        payload = self._small.get(key)
         if payload is None:
-            payload = self._store.blob(output_name(effect.lease_id, effect.unit_id))
+            payload = self._store.blob(output_name(*key))
+        else:
+            self._small[key] = None
         if payload is None:
             return _spoilt(effect, "the output is not in the record")
         return _receipt(effect, payload) if len(payload) <= INLINE_BYTES_MAX else None

@@ -42,21 +42,23 @@ class CpuShares(Generic[K]):
         """`cpu_ms` is the program's processor time so far; it falls when the program is anew."""
         self._cpu_ms = cpu_ms
         self._seen_ms = 0
-        self._shares_ms: dict[K, float] = {}
+        self._each_ms = 0.0
+        """What an attempt would have by now that had run from the first moment on."""
+        self._began_ms: dict[K, float] = {}
 
     def begin(self, key: K) -> None:
         """From here on it has a share."""
         self._settle()
-        self._shares_ms[key] = 0.0
+        self._began_ms[key] = self._each_ms
 
     def end(self, key: K) -> int:
         """Its processor time, in ms."""
         self._settle()
-        return round(self._shares_ms.pop(key, 0.0))
+        return round(self._each_ms - self._began_ms.pop(key, self._each_ms))
 
     def _settle(self) -> None:
         seen_ms = self._cpu_ms()
         passed_ms = seen_ms - self._seen_ms if seen_ms >= self._seen_ms else seen_ms
         self._seen_ms = seen_ms
-        for key in self._shares_ms:
-            self._shares_ms[key] += passed_ms / len(self._shares_ms)
+        if self._began_ms:
+            self._each_ms += passed_ms / len(self._began_ms)

@@ -86,7 +86,10 @@ class RuntimeKeeper:
 
     def cpu_ms(self) -> int:
         """Processor time of all of them since each was started."""
-        return sum(runtime.cpu_ms() for runtime in self._runtimes.values())
+        total_ms = 0
+        for runtime in self._runtimes.values():
+            total_ms += runtime.cpu_ms()
+        return total_ms
 
     async def stop(self) -> None:
         """End all of them and say nothing."""

@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from terafleet.core.policy import OwnerPolicy, policy_faults
+from terafleet.protocol.model_rules import RUNTIMES
 
 SETTINGS_FILE = "agent.toml"
 SETTINGS_BYTES_MAX = 65_536
 SLOTS_MAX = 64
-RUNTIMES = ("onnx", "llama", "noop")
 
 
 class VehicleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

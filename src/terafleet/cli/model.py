@@ -148,8 +148,8 @@ def plan_of(path: Path, wishes: "Wishes", made: Path) -> "ModelPlan":
 
 def manifest_of(plan: "ModelPlan", name: str) -> "Manifest":
     """The manifest of a plan, its files' digests and all. Raises CommandFailed."""
-    from terafleet.control.gateway.model_check import manifest_fault
     from terafleet.protocol.manifest import ManifestFile
+    from terafleet.protocol.model_rules import manifest_fault
     from terafleet.sdk.local_files import sha256_of
 
     files = tuple(

@@ -14,6 +14,10 @@ from terafleet.cli.options import add_command, host_and_port
 LEVELS = ("debug", "info", "warning", "error")
 
 
+SQLITE = "sqlite://"
+"""How the address of a database begins that this version can use; a path follows."""
+
+
 class Up(msgspec.Struct, frozen=True, kw_only=True):
     """The options of `up`."""
 
@@ -48,7 +52,7 @@ class Up(msgspec.Struct, frozen=True, kw_only=True):
         str,
         typer.Option(
             metavar="URL",
-            help="Where the record is kept.",
+            help=f"Where the record is kept: {SQLITE}/path/to/record.db.",
             show_default="SQLite in the data folder",
         ),
     ] = ""
@@ -72,10 +76,11 @@ def run_control_plane(options: Up) -> None:
     bus_host, bus_port = host_and_port(options.bus_listen)
     if options.log_level not in LEVELS:
         raise typer.BadParameter(f"--log-level must be one of {', '.join(LEVELS)}")
-    if options.database:
+    if options.database and not options.database.startswith(SQLITE):
         # A record that is not where somebody believes it to be is worse than none.
         message = f"{options.database} can't be used; this version keeps its record in SQLite."
-        raise CommandFailed("database_unsupported", message, "Leave --database out.")
+        advice = f"Leave --database out, or give {SQLITE}/path/to/record.db."
+        raise CommandFailed("database_unsupported", message, advice)
     folder = data_folder(options.data)
     _check_folder(folder)
     with extra_needed("control"):

@@ -108,7 +108,7 @@ class ControlPlane:
         self.url = settings.advertise_url or f"http://{settings.listen_host}:{port}"
         folder = DataFolder(settings.data)
         keys = folder.secrets()
-        store = SqliteStore(folder.record)
+        store = SqliteStore(_record_path(settings, folder))
         catalogue = SqliteCatalogue(folder.catalogue)
         stack.callback(catalogue.close)
         _keep_operator_key(catalogue, keys.operator_key)
@@ -182,6 +182,16 @@ class ControlPlane:
     def _set_storage_full(self, is_full: bool) -> None:
         self._is_storage_full = is_full
         log.warning("storage_full" if is_full else "storage_has_room_again")
+
+
+def _record_path(settings: ControlSettings, folder: DataFolder) -> Path:
+    """Where the record is: in the data folder, or at the SQLite address that was given."""
+    if not settings.database_url:
+        return folder.record
+    scheme, _, path = settings.database_url.partition("://")
+    if scheme != "sqlite" or not path:
+        raise StartFailed(f"{settings.database_url} is no address of a SQLite database")
+    return Path(path)
 
 
 class _Server(uvicorn.Server):

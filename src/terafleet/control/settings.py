@@ -14,6 +14,8 @@ class ControlSettings(msgspec.Struct, frozen=True):
     Without `bus_urls` it runs a NATS server of its own on `bus_listen_host` and
     `bus_listen_port` (0 takes a free one). `advertise_url` is how cars reach the gateway, and
     `bus_advertise_urls` how they reach the bus, where that differs from where these listen.
+    `database_url` (`sqlite:///path`) keeps the record elsewhere than in `data`. A gateway cuts and
+    assembles `gateway_work_at_once` batches at a time; with 0 it leaves that to other gateways.
     """
 
     data: Path

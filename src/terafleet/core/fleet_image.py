@@ -119,9 +119,9 @@ def _restore_vehicles(state: FleetState, image: _FleetImage) -> None:
     for vehicle in image.vehicles:
         vehicle.ready_level = -1
         state.regroup(vehicle)
+    # Not every car is where a fresh look would put it: a quarantine may be over, and not yet ended.
     for part in image.groups:
-        group = state.index.groups[part.kind]
-        group.ready = [dict.fromkeys(level) for level in part.ready]
+        state.index.put_ready(state.index.groups[part.kind], part.ready)
     for vehicle in image.vehicles:
         vehicle.ready_level = levels[vehicle.vehicle_id]
     state.touched.clear()

@@ -4,6 +4,7 @@ Two rules stand above all others: no attempt runs unless the guard permits, and 
 lease. The guard knows nothing of processes, files or messages.
 """
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -40,11 +41,18 @@ from terafleet.core.reasons import LeaseEnding, Refusal
 class _Lease:
     """A lease in the car: its units wait in order, at most one of them runs."""
 
-    __slots__ = ("endpoint", "lease_id", "model_id", "running", "waiting")
+    __slots__ = ("endpoint", "lease_id", "model_id", "number", "running", "waiting")
 
     def __init__(
-        self, lease_id: LeaseId, model_id: ModelId, endpoint: str, units: list[WorkUnitId]
+        self,
+        lease_id: LeaseId,
+        model_id: ModelId,
+        endpoint: str,
+        units: list[WorkUnitId],
+        number: int = 0,
     ) -> None:
+        """`number` counts the grants: a slot goes to the lease that was granted first."""
+        self.number = number
         self.lease_id = lease_id
         self.model_id = model_id
         self.endpoint = endpoint
@@ -78,6 +86,8 @@ class Guard:
         self._lease_ms = self._margin_ms = 0
         self._leases_end_ms = 0
         self._leases = {one: _Lease(one, ModelId(""), "", []) for one in restored.leases}
+        self._granted = 0
+        self._ready: list[_Lease] = []
         self._running = 0
         self._receipts = ReceiptBook(restored.receipts)
         self._effects: list[AnyGuardEffect] = []
@@ -163,6 +173,8 @@ class Guard:
         assert (self._state is GuardState.PERMITTING) == (not self._refusals)
         assert not self._leases or self._state is GuardState.PERMITTING or not self._slots
         assert all(lease.running not in lease.waiting for lease in running)
+        ready = [one for one in self._leases.values() if one.running is None and one.waiting]
+        assert ready == self._ready
 
     # The process.
 
@@ -182,8 +194,10 @@ class Guard:
         self._models.clear()
         self._epoch, self._leases_end_ms = Epoch(0), 0
         self._running = 0
+        self._ready.clear()
         for lease in self._leases.values():
             lease.running = None
+            lease.waiting.clear()
 
     def _agent_stopping(self, event: ev.AgentStopping) -> None:
         self._is_stopping = True
@@ -287,8 +301,11 @@ class Guard:
             self._write_ending(event.lease_id, LeaseEnding.NOT_PERMITTED)
             return
         units = [unit.unit_id for unit in event.units]
-        lease = _Lease(event.lease_id, event.model_id, event.endpoint, units)
+        self._granted += 1
+        lease = _Lease(event.lease_id, event.model_id, event.endpoint, units, self._granted)
         self._leases[event.lease_id] = lease
+        if units:
+            self._ready.append(lease)
         self._prepare(event.model_id)
         self._start_attempts(event.at_ms)
 
@@ -308,6 +325,8 @@ class Guard:
             self._effects.append(StopAttempt(lease.lease_id, lease.running))
             lease.running = None
             self._running -= 1
+        elif lease.waiting:
+            self._ready.remove(lease)
         del self._leases[lease.lease_id]
         self._effects.append(ForgetLease(lease.lease_id))
 
@@ -348,15 +367,18 @@ class Guard:
     def _start_attempts(self, now_ms: int) -> None:
         if self._state is not GuardState.PERMITTING or now_ms >= self._leases_end_ms:
             return
-        for lease in self._leases.values():
-            if self._running >= self._slots:
-                return
-            if lease.running is None and lease.waiting and self._models.get(lease.model_id):
-                lease.running = lease.waiting.popleft()
-                self._running += 1
-                self._effects.append(
-                    StartAttempt(lease.lease_id, lease.running, lease.model_id, lease.endpoint)
-                )
+        at = 0
+        while at < len(self._ready) and self._running < self._slots:
+            lease = self._ready[at]
+            if not self._models.get(lease.model_id):
+                at += 1
+                continue
+            del self._ready[at]
+            lease.running = lease.waiting.popleft()
+            self._running += 1
+            self._effects.append(
+                StartAttempt(lease.lease_id, lease.running, lease.model_id, lease.endpoint)
+            )
 
     def _attempt_finished(self, event: ev.AttemptFinished) -> None:
         if not self._end_attempt(event.lease_id, event.unit_id):
@@ -378,10 +400,16 @@ class Guard:
             return False
         lease.running = None
         self._running -= 1
-        if not lease.waiting:
+        if lease.waiting:
+            insort(self._ready, lease, key=_number)
+        else:
             del self._leases[lease_id]
             self._effects.append(ForgetLease(lease_id))
         return True
+
+
+def _number(lease: _Lease) -> int:
+    return lease.number
 
 
 def _ending_for(found: tuple[Refusal, ...]) -> LeaseEnding:

@@ -7,6 +7,7 @@ at more than the groups.
 """
 
 from collections import deque
+from collections.abc import Sequence
 
 from terafleet.core.capability import CapabilityClass, ModelNeeds, is_feasible
 from terafleet.core.ids import ModelId, VehicleId
@@ -208,6 +209,14 @@ class MatchmakingIndex:
         group.ready[level][vehicle_id] = None
         group.ready_count += 1
         self.ready[group.kind] = group
+
+    def put_ready(self, group: VehicleGroup, levels: Sequence[Sequence[VehicleId]]) -> None:
+        """Exactly these cars of a group are ready, by leases in use and in this order."""
+        group.ready = [dict.fromkeys(level) for level in levels]
+        group.ready_count = sum(map(len, levels))
+        self.ready.pop(group.kind, None)
+        if group.ready_count:
+            self.ready[group.kind] = group
 
     def drop_ready(self, group: VehicleGroup, vehicle_id: VehicleId, level: int) -> None:
         """A car is ready no more, or with another number of leases."""

@@ -14,9 +14,6 @@ VEHICLES_PATH = f"{ADMIN_PATH}/vehicles"
 STATUS_PATH = f"{ADMIN_PATH}/status"
 STORY_PATH = f"{ADMIN_PATH}/story"
 
-RUNTIMES = ("onnx", "llama", "noop")
-"""The programs that a model can be for."""
-
 
 def key_path(key_id: str) -> str:
     """An API key: DELETE revokes it."""

@@ -15,7 +15,7 @@ from terafleet.control.gateway.bodies import body_chunks
 from terafleet.control.gateway.context import GatewayContext
 from terafleet.control.gateway.errors import ApiError
 from terafleet.control.gateway.health import shard_status
-from terafleet.control.gateway.model_check import FILE_BYTES_MAX, file_fault, manifest_fault
+from terafleet.control.gateway.model_check import file_fault
 from terafleet.control.ports import ModelRow
 from terafleet.core.ids import ModelId
 from terafleet.protocol.admin import (
@@ -35,6 +35,7 @@ from terafleet.protocol.manifest import (
     needs_of,
     object_name,
 )
+from terafleet.protocol.model_rules import FILE_BYTES_MAX, manifest_fault
 from terafleet.protocol.shard import AddModel, Answered, RemoveModel
 
 MODELS_LOCK_KEY = "models_lock"
