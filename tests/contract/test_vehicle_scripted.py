@@ -9,6 +9,7 @@ from terafleet.agent.adapters.vehicle.scripted import ScriptedVehicle
 from terafleet.agent.adapters.vehicle.timetable import (
     Step,
     Timetable,
+    TimetableFile,
     TimetableRefused,
     load_timetable,
     turns,
@@ -193,3 +194,56 @@ def test_samples_that_say_nothing_else_are_passed_on_rarely() -> None:
 def test_what_could_change_the_answer_is_passed_on_at_once(change: dict[str, object]) -> None:
     samples = [PARKED, sampled(1_000), sampled(2_000, **change), sampled(3_000, **change)]
     assert passed_on(OwnerPolicy(), samples) == [0, 2_000]
+
+
+async def test_another_timetable_takes_its_place_at_once_and_begins_anew() -> None:
+    clock = ManualClock(BEGIN_MS)
+    samples: list[Readings] = []
+    waiting = [Timetable((Step(at_s=0, is_parked=False), Step(at_s=2, is_parked=True)))]
+
+    def another() -> Timetable | None:
+        return waiting.pop() if waiting and clock.now_ms() >= BEGIN_MS + 3_000 else None
+
+    async def sleep(pause_s: float) -> None:
+        clock.advance(round(pause_s * 1_000))
+        if clock.now_ms() > BEGIN_MS + 6_000:
+            raise EndOfTest
+
+    first = Timetable((Step(at_s=0, is_parked=True),))
+    vehicle = ScriptedVehicle(first, 1_000, clock, sleep=sleep, another=another)
+    with pytest.raises(EndOfTest):
+        await vehicle.run(samples.append)
+    parked = [(sample.at_ms - BEGIN_MS, sample.is_parked) for sample in samples]
+    assert parked == [
+        (0, True),
+        (1_000, True),
+        (2_000, True),
+        (3_000, False),
+        (4_000, False),
+        (5_000, True),
+        (6_000, True),
+    ]
+
+
+def test_a_file_that_changed_is_another_timetable_and_a_broken_one_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "timetable.json"
+    write_anew(path, b'{"steps": [{"at_s": 0, "is_parked": true}]}')
+    file = TimetableFile(path)
+    assert file.another() is None
+    write_anew(path, b'{"steps": [{"at_s": 0, "is_parked": false}]}')
+    changed = file.another()
+    assert changed is not None
+    assert changed.steps[0].is_parked is False
+    assert file.another() is None
+    write_anew(path, b"{")
+    assert file.another() is None
+    assert file.timetable is changed
+    path.unlink()
+    assert file.another() is None
+
+
+def write_anew(path: Path, text: bytes) -> None:
+    """Write a file as one does that others read: beside it, then in its place."""
+    beside = path.with_name("fresh")
+    beside.write_bytes(text)
+    beside.replace(path)

@@ -68,24 +68,36 @@ class FilledDisk:
 def memory_disk(folder: Path) -> Iterator[MemoryDisk]:
     """A disk at a folder, which is made. Skips the test where mounting is not permitted."""
     folder.mkdir(parents=True)
-    fault = _try_mount("-t", "tmpfs", "-o", f"size={ROOM_BYTES},mode=0700", "tmpfs", str(folder))
+    fault = _try_tmpfs(folder)
     if fault:
         pytest.skip(f"needs the right to mount a file system: {fault}")
     try:
         yield MemoryDisk(folder)
     finally:
-        # Lazily, so that a process that a failed test left behind does not keep it for ever.
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        _unmount(folder)
 
 
 @contextmanager
 def any_disk(folder: Path) -> Iterator[MemoryDisk | FilledDisk]:
     """A disk at a folder, which is made: its own where that is permitted, else the one there."""
-    try:
-        with memory_disk(folder) as disk:
-            yield disk
-    except pytest.skip.Exception:
+    folder.mkdir(parents=True)
+    if _try_tmpfs(folder):
         yield FilledDisk(folder.parent)
+        return
+    try:
+        yield MemoryDisk(folder)
+    finally:
+        _unmount(folder)
+
+
+def _try_tmpfs(folder: Path) -> str:
+    options = f"size={ROOM_BYTES},mode=0700"
+    return _try_mount("-t", "tmpfs", "-o", options, "tmpfs", str(folder))
+
+
+def _unmount(folder: Path) -> None:
+    # Lazily, so that a process that a failed test left behind does not keep it for ever.
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def _mount(*arguments: str) -> None:

@@ -25,5 +25,7 @@ def count_answers(output: bytes) -> AnswerCount | None:
         lines = _LINES.decode_lines(output)
     except msgspec.MsgspecError:
         return None
-    failed = sum(line.status_code >= FAILED_STATUS_MIN for line in lines)
+    failed = 0
+    for line in lines:
+        failed += line.status_code >= FAILED_STATUS_MIN
     return AnswerCount(len(lines), failed)

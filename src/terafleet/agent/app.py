@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger
 from terafleet.agent.adapters.runtime import child
 from terafleet.agent.adapters.runtime.noop import NoopRuntime
 from terafleet.agent.adapters.vehicle.scripted import ScriptedVehicle
-from terafleet.agent.adapters.vehicle.timetable import Timetable, TimetableRefused, load_timetable
+from terafleet.agent.adapters.vehicle.timetable import TimetableFile, TimetableRefused
 from terafleet.agent.gateway import Gateway
 from terafleet.agent.identity import Identity, IdentityRefused, load_identity
 from terafleet.agent.logs import set_up_logs
@@ -110,7 +110,7 @@ def _make_agent(settings: AgentSettings) -> Agent | Exit:
         facts = {"detail": identity.detail, "advice": identity.advice}
         return _refuse(Exit.NOT_ENROLLED, identity.code, **facts)
     try:
-        timetable = load_timetable(settings.vehicle_file)
+        timetable = TimetableFile(settings.vehicle_file)
     except TimetableRefused as refused:
         return _refuse(Exit.TIMETABLE_REFUSED, "timetable_refused", cause=str(refused))
     disk = ModelDisk(settings.data_folder / MODELS_FOLDER, settings.models_mb_max * BYTES_PER_MB)
@@ -141,10 +141,11 @@ def _adapters(
     identity: Identity,
     disk: ModelDisk,
     store: SqliteStore,
-    timetable: Timetable,
+    timetable: TimetableFile,
 ) -> Adapters:
     def vehicle(clock: Clock, cut_link: Callable[[int], None]) -> ScriptedVehicle:
-        return ScriptedVehicle(timetable, settings.vehicle.sample_ms, clock, cut_link)
+        sample_ms, another = settings.vehicle.sample_ms, timetable.another
+        return ScriptedVehicle(timetable.timetable, sample_ms, clock, cut_link, another=another)
 
     return Adapters(
         store=store,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from terafleet.agent.answers import count_answers
-from terafleet.agent.deeds import Spawn
+from terafleet.agent.deeds import DeedLine, Spawn
 from terafleet.agent.energy import CpuShares, EnergyEstimate
 from terafleet.agent.gateway import Gateway, GatewayFault
 from terafleet.agent.inputs import LeasedInputs
@@ -68,6 +68,8 @@ class Surroundings(msgspec.Struct, frozen=True):
 class _Attempt:
     """An attempt on its way; `is_running` once the runtime has it."""
 
+    __slots__ = ("effect", "is_running", "is_stopped", "key", "name", "unit")
+
     def __init__(self, effect: StartAttempt, unit: OfferedUnit | None) -> None:
         self.effect = effect
         self.unit = unit
@@ -83,6 +85,7 @@ class Attempts:
     def __init__(self, around: Surroundings) -> None:
         self._around = around
         self._attempts: dict[Key, _Attempt] = {}
+        self._line: DeedLine[_Attempt] = DeedLine(self._run, around.spawn)
         self._energy = EnergyEstimate(around.core_power_mw)
         self._shares: CpuShares[_Attempt] = CpuShares(around.runtime_cpu_ms)
         self.figures = AttemptFigures()
@@ -96,7 +99,7 @@ class Attempts:
         unit = self._around.inputs.unit(effect.lease_id, effect.unit_id)
         attempt = _Attempt(effect, unit)
         self._attempts[attempt.key] = attempt
-        self._around.spawn(self._run(attempt))
+        self._line.add(attempt)
 
     def stop(self, lease_id: LeaseId, unit_id: WorkUnitId) -> None:
         """Give up an attempt; the runtime's slot is free when the next attempt begins."""
@@ -126,9 +129,15 @@ class Attempts:
         effect = attempt.effect
         if attempt.unit is None:
             return _failure(attempt, Failure.INPUT_UNAVAILABLE, "the grant's input is not here")
-        payload = await self._input(attempt, attempt.unit)
-        if isinstance(payload, RuntimeFailure):
-            return payload
+        payload: bytes | GatewayFault = attempt.unit.payload
+        if attempt.unit.input_address:
+            address = attempt.unit.input_address
+            payload = await self._around.gateway.fetch(address, INPUT_BYTES_MAX)
+        if isinstance(payload, GatewayFault):
+            detail = f"{payload.code}: {payload.detail}"
+            return _failure(attempt, Failure.INPUT_UNAVAILABLE, detail)
+        if hashlib.sha256(payload).digest() != attempt.unit.digest:
+            return _failure(attempt, Failure.INPUT_DAMAGED, "the digest is another one")
         runtime = self._around.runtime_of(effect.model_id)
         if runtime is None or attempt.is_stopped:
             return _failure(attempt, Failure.RUNTIME_CRASHED, "the runtime is not up")
@@ -136,17 +145,6 @@ class Attempts:
         self._shares.begin(attempt)
         work = RuntimeWork(attempt.name, effect.model_id, effect.endpoint, payload)
         return await runtime.run(work)
-
-    async def _input(self, attempt: _Attempt, unit: OfferedUnit) -> bytes | RuntimeFailure:
-        payload: bytes | GatewayFault = unit.payload
-        if unit.input_address:
-            payload = await self._around.gateway.fetch(unit.input_address, INPUT_BYTES_MAX)
-        if isinstance(payload, GatewayFault):
-            detail = f"{payload.code}: {payload.detail}"
-            return _failure(attempt, Failure.INPUT_UNAVAILABLE, detail)
-        if hashlib.sha256(payload).digest() != unit.digest:
-            return _failure(attempt, Failure.INPUT_DAMAGED, "the digest is another one")
-        return payload
 
     def _finish(self, attempt: _Attempt, result: RuntimeResult, began_ms: int) -> None:
         lease_id, unit_id = attempt.key

@@ -1,11 +1,15 @@
 """Owns the tasks that the agent starts on the way: none is lost, and none fails unheard."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 """Starts a task that somebody owns and ends."""
+
+T = TypeVar("T")
 
 
 class Deeds:
@@ -42,3 +46,70 @@ class Deeds:
         if error is not None and self._error is None:
             self._error = error
             self._has_failed.set()
+
+
+class DeedLine(Generic[T]):
+    """Begins deeds of one kind in the order in which they come, in as few tasks as they need.
+
+    A task begins one deed after the other; when one has to wait, another task goes on with those
+    that have not begun. Many deeds that end without waiting so share a single task: to make one
+    for each would take longer than the deeds.
+    """
+
+    def __init__(self, deed: Callable[[T], Coroutine[Any, Any, None]], spawn: Spawn) -> None:
+        """`deed` makes the deed for each that is added."""
+        self._deed = deed
+        self._spawn = spawn
+        self._line: deque[T] = deque()
+        self._is_task_coming = False
+
+    def add(self, one: T) -> None:
+        """Begin a deed soon; never within this call."""
+        self._line.append(one)
+        self._see_to_line()
+
+    def _see_to_line(self) -> None:
+        if self._line and not self._is_task_coming:
+            self._is_task_coming = True
+            self._spawn(self._go_on())
+
+    async def _go_on(self) -> None:
+        self._is_task_coming = False
+        while self._line:
+            await _Watched(self._deed(self._line.popleft()), self._see_to_line)
+
+
+class _Watched(Generator[Any, Any, None]):
+    """Awaits a coroutine, and calls `waits` each time when it has to wait."""
+
+    def __init__(self, deed: Coroutine[Any, Any, None], waits: Callable[[], None]) -> None:
+        self._deed = deed
+        self._waits = waits
+
+    def __await__(self) -> "_Watched":
+        return self
+
+    def __next__(self) -> Any:
+        awaited = self._deed.send(None)
+        self._waits()
+        return awaited
+
+    def send(self, value: Any) -> Any:
+        awaited = self._deed.send(value)
+        self._waits()
+        return awaited
+
+    def throw(
+        self,
+        kind: Any,
+        value: Any = None,
+        traceback: TracebackType | None = None,
+    ) -> Any:
+        """An error comes alone or, from older callers, behind its class."""
+        del traceback
+        awaited = self._deed.throw(kind if value is None else value)
+        self._waits()
+        return awaited
+
+    def close(self) -> None:
+        self._deed.close()

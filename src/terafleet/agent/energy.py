@@ -58,6 +58,8 @@ class CpuShares(Generic[K]):
 
     def _settle(self) -> None:
         seen_ms = self._cpu_ms()
+        if seen_ms == self._seen_ms:
+            return
         passed_ms = seen_ms - self._seen_ms if seen_ms >= self._seen_ms else seen_ms
         self._seen_ms = seen_ms
         if self._began_ms:

@@ -249,8 +249,9 @@ class Link:
             case wire.Grants():
                 self._granted(decoded)
             case wire.Acknowledge():
+                now_ms = self._clock.now_ms()
                 for lease_id, unit_id in decoded.receipts:
-                    self._submit(ev.ReceiptAcknowledged(self._clock.now_ms(), lease_id, unit_id))
+                    self._submit(ev.ReceiptAcknowledged(now_ms, lease_id, unit_id))
             case wire.Revoke():
                 for lease_id in decoded.lease_ids if decoded.epoch == self.epoch else ():
                     self._submit(ev.LeaseRevoked(self._clock.now_ms(), lease_id, decoded.ending))

@@ -16,7 +16,7 @@ BATCH_BYTES_MAX = MESSAGE_BYTES_MAX - 1_024
 Key = tuple[LeaseId, WorkUnitId]
 
 
-class _Waiting(msgspec.Struct):
+class _Waiting(msgspec.Struct, gc=False):
     receipt: Receipt
     sent_ms: int
 
@@ -33,9 +33,11 @@ class Outbox:
 
     def put(self, receipts: Iterable[Receipt], sent_ms: int) -> None:
         """Keep receipts that go out at this moment; a later one takes an earlier one's place."""
+        waiting = self._waiting
         for receipt in receipts:
-            self.forget(receipt.lease_id, receipt.unit_id)
-            self._waiting[receipt.lease_id, receipt.unit_id] = _Waiting(receipt, sent_ms)
+            key = (receipt.lease_id, receipt.unit_id)
+            waiting.pop(key, None)
+            waiting[key] = _Waiting(receipt, sent_ms)
 
     def forget(self, lease_id: LeaseId, unit_id: WorkUnitId) -> None:
         """A receipt need not go out again."""

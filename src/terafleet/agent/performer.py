@@ -61,7 +61,7 @@ class Performer:
 
     def perform(self, effects: list[fx.AnyGuardEffect]) -> None:
         """Do effects in their order; but the processor is given back before anything else."""
-        if any(type(effect) is fx.SuspendRuntime for effect in effects):
+        if fx.SuspendRuntime in map(type, effects):
             self._rooms.keeper.suspend()
         receipts: list[fx.SendReceipt] = []
         for effect in effects:

@@ -158,7 +158,7 @@ class LocalFleet:
         """Enrol a car with a fresh one-time code; returns its id."""
         folder = self.car_folder(name)
         folder.mkdir(parents=True)
-        (folder / "timetable.json").write_bytes(msgspec.json.encode(timetable))
+        self.write_timetable(name, timetable)
         (folder / "agent.toml").write_text(_toml(settings), encoding="utf-8")
         with self.admin() as admin:
             code = admin.create_code().code
@@ -166,6 +166,13 @@ class LocalFleet:
         if isinstance(enrolment, IdentityRefused):
             raise LocalFleetFailed(f"{name} can't enrol: {enrolment.code} {enrolment.detail}")
         return enrolment.vehicle_id
+
+    def write_timetable(self, name: str, timetable: Mapping[str, Any]) -> None:
+        """Let a car follow another timetable from now on."""
+        path = self.car_folder(name) / "timetable.json"
+        fresh = path.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.encode(timetable))
+        fresh.replace(path)
 
     def start_car(self, name: str) -> Child:
         """Start a car's agent, also again."""

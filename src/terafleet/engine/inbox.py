@@ -35,7 +35,9 @@ class Inbox(Generic[E]):
         if len(self._events) >= self._events_max:
             return False
         if blobs:
-            size = sum(len(blob.body or b"") for blob in blobs)
+            size = 0
+            for blob in blobs:
+                size += len(blob.body or b"")
             if self._bytes + size > self._bytes_max:
                 return False
             self._bytes += size

@@ -9,20 +9,10 @@ from openai import OpenAI
 from terafleet.cli.demo import play
 from terafleet.cli.demo.corpus import choose, read_docstrings
 from terafleet.cli.demo.screen import Screen
+from terafleet.cli.demo.stage import parked
 from terafleet.cli.local_fleet import LocalFleet
 
-PARKED = {
-    "steps": [
-        {
-            "at_s": 0,
-            "is_parked": True,
-            "is_driver_present": False,
-            "is_plugged_in": True,
-            "soc_percent": 80.0,
-            "temperature_c": 20.0,
-        }
-    ]
-}
+PARKED = {"steps": [parked(80.0)]}
 
 
 def measure_overhead(texts: int, seed: int) -> dict[str, Any]:

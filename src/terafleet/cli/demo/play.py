@@ -26,7 +26,7 @@ from terafleet.cli.demo.checks import (
 )
 from terafleet.cli.demo.corpus import Docstring, batch_lines, choose, read_docstrings
 from terafleet.cli.demo.screen import Screen, cars_at_the_end
-from terafleet.cli.demo.stage import Car, Trouble, cast, timetable
+from terafleet.cli.demo.stage import Car, Trouble, cast, parked, trouble_steps
 from terafleet.cli.local_fleet import LocalFleet
 from terafleet.cli.machine import machine_and_commit
 from terafleet.protocol.shard import VehicleView
@@ -42,12 +42,6 @@ JOB_S = 45.0
 
 CALIBRATION_TEXTS = 192
 REQUESTS_MIN = 256
-FLEET_SLOWER = 1.15
-"""The job with its trouble takes about so much longer than without a fleet."""
-
-BEGIN_S = 7.0
-"""From the start of the agents to the job: eight programs start on few cores."""
-
 UNIT = 64
 READY_S = 60.0
 JOB_S_MAX = 900.0
@@ -85,7 +79,7 @@ def play(screen: Screen, seed: int, folder: Path | None = None) -> dict[str, Any
         docstrings, alone, vectors = _alone(screen, work, model, seed)
         cars = cast(seed)
         with LocalFleet(work / "fleet") as fleet:
-            _set_up(screen, fleet, cars, model, alone)
+            _set_up(screen, fleet, cars, model)
             return _job(screen, fleet, cars, (docstrings, alone, vectors), seed)
 
 
@@ -146,14 +140,18 @@ def run_alone(work: Path, model: Path, texts: Sequence[str]) -> tuple[Alone, Any
     return msgspec.json.decode(ended.stdout, type=Alone), np.load(output)
 
 
-def _set_up(screen: Screen, fleet: LocalFleet, cars: list[Car], model: Path, alone: Alone) -> None:
+def soc_percent(car: Car) -> float:
+    """How full a car's battery is."""
+    return 70.0 + car.number
+
+
+def _set_up(screen: Screen, fleet: LocalFleet, cars: list[Car], model: Path) -> None:
     """Start the control plane, add the model, enrol all cars, start those that aren't late."""
     screen.say("3  the fleet: control plane, NATS, and a process and a credential for each car")
     fleet.start_plane()
     add_model(fleet, model)
     for car in cars:
-        steps = timetable(car, BEGIN_S, alone.seconds * FLEET_SLOWER, 70.0 + car.number)
-        fleet.enrol(car.name, car_settings(), steps)
+        fleet.enrol(car.name, car_settings(), {"steps": [parked(soc_percent(car))]})
         if car.trouble is not Trouble.LATE:
             fleet.start_car(car.name)
     wait_until_ready(fleet, sum(car.trouble is not Trouble.LATE for car in cars))
@@ -198,27 +196,31 @@ def wait_until_ready(fleet: LocalFleet, count: int) -> None:
 
 
 class _Director:
-    """Gives the cues that no timetable can give: the kill, and the late car's start."""
+    """Gives the cues: each trouble comes at its share of the job, to a car that works."""
 
     def __init__(self, screen: Screen, fleet: LocalFleet, cars: list[Car]) -> None:
         self._screen = screen
         self._fleet = fleet
-        self._waiting = [one for one in cars if one.trouble in (Trouble.KILLED, Trouble.LATE)]
+        self._waiting = [one for one in cars if one.trouble is not Trouble.NONE]
 
     def look(self, share_done: float, vehicles: Sequence[VehicleView]) -> None:
         """Play what is due."""
         states = {one.name: one.state for one in vehicles}
         for car in self._waiting[:]:
-            if share_done < car.at:
-                continue
-            if car.trouble is Trouble.LATE:
-                self._fleet.start_car(car.name)
-            elif states[car.name] == "leased":
-                self._fleet.cars[car.name].kill()
-            else:
-                continue
-            self._waiting.remove(car)
-            self._screen.say(f"   {car.name}: {car.trouble.value}")
+            is_late = car.trouble is Trouble.LATE
+            if share_done >= car.at and (is_late or states[car.name] == "leased"):
+                self._play(car)
+                self._waiting.remove(car)
+                self._screen.say(f"   {car.name}: {car.trouble.value}")
+
+    def _play(self, car: Car) -> None:
+        if car.trouble is Trouble.LATE:
+            self._fleet.start_car(car.name)
+        elif car.trouble is Trouble.KILLED:
+            self._fleet.cars[car.name].kill()
+        else:
+            steps = trouble_steps(car, soc_percent(car))
+            self._fleet.write_timetable(car.name, {"steps": steps})
 
 
 def _job(
@@ -339,7 +341,7 @@ def _trouble_played(cars: list[Car], by_name: dict[str, VehicleView]) -> bool:
             Trouble.OWNER: "owner_returned" in lost,
             Trouble.KILLED: one.state == "offline" and "link_silent" in lost,
             Trouble.LATE: one.units_succeeded > 0,
-            Trouble.LINK: one.epoch > len(cars) and one.units_succeeded > 0,
+            Trouble.LINK: one.epoch >= len(cars) and one.units_succeeded > 0,
             Trouble.NONE: one.units_succeeded > 0,
         }
         if not was_played[car.trouble]:

@@ -19,13 +19,12 @@ class Trouble(StrEnum):
 
 
 class Car(msgspec.Struct, frozen=True):
-    """A car of the play. `at` and `back` are shares of the job's expected time, 0 is never."""
+    """A car of the play; `at` is the share of the job that is done when its trouble comes."""
 
     number: int
     name: str
     trouble: Trouble
     at: float = 0.0
-    back: float = 0.0
     cut_link_s: float = 0.0
 
 
@@ -70,12 +69,9 @@ def _car(number: int, name: str, trouble: Trouble, chance: random.Random) -> Car
             return Car(number, name, trouble)
 
 
-def timetable(car: Car, begin_s: float, job_s: float, soc_percent: float) -> dict[str, object]:
-    """What the car's sensors say, second by second, in the form of the scripted vehicle.
-
-    The job is expected to begin `begin_s` after the agent and to last `job_s`.
-    """
-    parked: dict[str, object] = {
+def parked(soc_percent: float) -> dict[str, object]:
+    """A car that stands plugged in, nobody in it; in the form of the scripted vehicle."""
+    return {
         "at_s": 0,
         "is_parked": True,
         "is_driver_present": False,
@@ -83,11 +79,12 @@ def timetable(car: Car, begin_s: float, job_s: float, soc_percent: float) -> dic
         "soc_percent": soc_percent,
         "temperature_c": 24.0,
     }
-    steps = [parked]
-    at_s = begin_s + car.at * job_s
-    if car.trouble is Trouble.OWNER:
-        steps.append({"at_s": at_s, "is_driver_present": True})
-        steps.append({"at_s": at_s + 3.0, "is_parked": False, "is_plugged_in": False})
-    elif car.trouble is Trouble.LINK:
-        steps.append({"at_s": at_s, "cut_link_s": car.cut_link_s})
-    return {"steps": steps}
+
+
+def trouble_steps(car: Car, soc_percent: float) -> list[dict[str, object]]:
+    """What happens to an owner's car, or to one that loses its link, from the cue on."""
+    now = parked(soc_percent)
+    if car.trouble is Trouble.LINK:
+        return [now | {"cut_link_s": car.cut_link_s}]
+    drives_off: dict[str, object] = {"at_s": 3.0, "is_parked": False, "is_plugged_in": False}
+    return [now | {"is_driver_present": True}, drives_off]

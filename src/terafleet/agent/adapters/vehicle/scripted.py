@@ -18,8 +18,15 @@ def _cut_nothing(duration_ms: int) -> None:
     del duration_ms
 
 
+def _never() -> Timetable | None:
+    return None
+
+
 class ScriptedVehicle:
-    """Keeps the promise of `VehicleInterface` from a timetable that begins with `run`."""
+    """Keeps the promise of `VehicleInterface` from a timetable that begins with `run`.
+
+    Another timetable takes its place at once and begins anew: so a person, or a play, drives it.
+    """
 
     def __init__(
         self,
@@ -28,14 +35,19 @@ class ScriptedVehicle:
         clock: Clock,
         cut_link: Callable[[int], None] = _cut_nothing,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        another: Callable[[], Timetable | None] = _never,
     ) -> None:
-        """`cut_link` is called with milliseconds where the timetable says so."""
+        """`cut_link` is called with milliseconds where the timetable says so.
+
+        `another` is asked at each sample for a timetable to follow instead.
+        """
         assert sample_ms > 0
         self._timetable = timetable
         self._sample_ms = sample_ms
         self._clock = clock
         self._cut_link = cut_link
         self._sleep = sleep
+        self._another = another
 
     async def run(self, deliver: Callable[[Readings], None]) -> None:
         """Deliver a sample each interval and at once at each turn, until cancelled."""
@@ -45,6 +57,11 @@ class ScriptedVehicle:
         readings = Readings(0)
         sample_due_ms = 0
         while True:
+            timetable = self._another()
+            if timetable is not None:
+                begin_ms, sample_due_ms = self._clock.now_ms(), 0
+                coming = turns(timetable)
+                upcoming = next(coming, None)
             elapsed_ms = self._clock.now_ms() - begin_ms
             is_turned = False
             while upcoming is not None and upcoming.at_ms <= elapsed_ms:

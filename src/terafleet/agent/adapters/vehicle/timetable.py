@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 from msgspec import UNSET, UnsetType
+from structlog.typing import FilteringBoundLogger
 
 from terafleet.core.readings import Readings
 from terafleet.core.units import MS_PER_S
 
 TIMETABLE_BYTES_MAX = 1024 * 1024
+
+log: FilteringBoundLogger = structlog.get_logger()
 
 READINGS = ("is_parked", "is_driver_present", "is_plugged_in", "soc_percent", "temperature_c")
 
@@ -79,6 +83,36 @@ def load_timetable(path: Path) -> Timetable:
     if faults:
         raise TimetableRefused(f"{path}: {'; '.join(faults)}")
     return timetable
+
+
+class TimetableFile:
+    """A timetable in a file that may be written anew while the car follows it."""
+
+    def __init__(self, path: Path) -> None:
+        """Read it. Raises TimetableRefused."""
+        self._path = path
+        self._seen = self._stamp()
+        self.timetable = load_timetable(path)
+
+    def another(self) -> Timetable | None:
+        """The timetable, if the file has changed and holds one; else None."""
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return None
+        self._seen = stamp
+        try:
+            self.timetable = load_timetable(self._path)
+        except TimetableRefused as refusal:
+            log.warning("timetable_refused", cause=str(refusal))
+            return None
+        return self.timetable
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
 
 
 def timetable_faults(timetable: Timetable) -> list[str]:

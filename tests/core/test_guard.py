@@ -1,0 +1,496 @@
+"""The guard in plain stories: how a car comes to compute, and how it gives everything back."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from terafleet.core import guard_effects as fx
+from terafleet.core import guard_events as ev
+from terafleet.core.events import HeldLease
+from terafleet.core.guard import Guard
+from terafleet.core.guard_effects import GuardState
+from terafleet.core.ids import Epoch, LeaseId, ModelId, WorkUnitId
+from terafleet.core.policy import OwnerPolicy
+from terafleet.core.reasons import Failure, LeaseEnding, Refusal
+from tests.core.guard_world import ENDPOINT, LEASE_MS, MARGIN_MS, MODEL, POLICY, CarWorld
+
+WHOLE_LEASE = WorkUnitId(-1)
+OTHER_MODEL = ModelId("other")
+
+
+def unit(lease_id: LeaseId, at: int = 0) -> WorkUnitId:
+    """The number of a lease's unit."""
+    return WorkUnitId(lease_id * 100 + at)
+
+
+def state_of(world: CarWorld) -> GuardState:
+    """What the guard is about."""
+    return world.guard.state
+
+
+def endings(world: CarWorld) -> list[tuple[LeaseId, LeaseEnding | None]]:
+    """The leases that the last event gave back."""
+    said = [one for one in world.said(fx.SendReceipt) if one.unit_id == WHOLE_LEASE]
+    return [(one.lease_id, one.ending) for one in said]
+
+
+# Coming to compute.
+
+
+def test_a_guard_refuses_until_it_knows_better() -> None:
+    guard = Guard()
+    assert guard.state is GuardState.REFUSING
+    assert guard.refusals == (Refusal.AGENT_STARTING,)
+    assert guard.next_deadline_ms() is None
+    effects = guard.handle(ev.AgentStarted(1_000, POLICY, 1))
+    refusing = fx.ReportPermit(GuardState.REFUSING, (Refusal.READING_MISSING,))
+    assert effects == [refusing]
+
+
+def test_a_car_settles_before_it_permits() -> None:
+    world = CarWorld()
+    world.read()
+    assert state_of(world) is GuardState.SETTLING
+    assert world.guard.refusals == (Refusal.SETTLING,)
+    world.tick(POLICY.settle_ms - 1)
+    assert state_of(world) is GuardState.SETTLING
+    world.tick(1)
+    assert state_of(world) is GuardState.PERMITTING
+    assert world.said(fx.ReportPermit) == [fx.ReportPermit(GuardState.PERMITTING, ())]
+
+
+def test_one_bad_reading_begins_the_settling_anew() -> None:
+    world = CarWorld()
+    world.read()
+    world.tick(POLICY.settle_ms - 1)
+    world.read(temperature_c=41.0)
+    assert world.guard.refusals == (Refusal.TEMPERATURE_HIGH,)
+    world.read()
+    world.tick(POLICY.settle_ms - 1)
+    assert state_of(world) is GuardState.SETTLING
+    world.tick(1)
+    assert state_of(world) is GuardState.PERMITTING
+
+
+def test_who_need_not_settle_permits_at_once() -> None:
+    world = CarWorld(policy=OwnerPolicy(settle_ms=0))
+    world.read()
+    assert state_of(world) is GuardState.PERMITTING
+
+
+def test_nothing_is_reported_twice() -> None:
+    world = CarWorld()
+    world.permit()
+    before = len(world.reports)
+    for _ in range(3):
+        world.tick(1_000)
+        world.read()
+    assert len(world.reports) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "stays", "goes", "returns"),
+    [("soc_percent", 50.0, 49.9, 55.0), ("temperature_c", 45.0, 45.1, 40.0)],
+)
+def test_a_limit_has_two_levels(name: str, stays: float, goes: float, returns: float) -> None:
+    world = CarWorld()
+    world.permit()
+
+    def read(value: float) -> GuardState:
+        readings: dict[str, Any] = {name: value}
+        world.read(**readings)
+        return state_of(world)
+
+    assert read(stays) is GuardState.PERMITTING
+    assert read(goes) is GuardState.REFUSING
+    assert read(stays) is GuardState.REFUSING, "it does not flap"
+    assert read(returns) is GuardState.SETTLING
+
+
+# Working.
+
+
+def test_a_lease_from_its_grant_to_its_last_receipt() -> None:
+    world = CarWorld()
+    world.welcome()
+    world.permit()
+    lease_id = world.grant(units=2)
+    assert world.effects == [fx.PrepareModel(MODEL)]
+    world.model_ready()
+    assert world.effects == [fx.StartAttempt(lease_id, unit(lease_id), MODEL, ENDPOINT)]
+    world.finish()
+    (receipt,) = world.said(fx.SendReceipt)
+    assert (receipt.lease_id, receipt.unit_id) == (lease_id, unit(lease_id))
+    assert (receipt.failure, receipt.ending) == (None, None)
+    assert (receipt.answers, receipt.prompt_tokens, receipt.energy_mwh) == (1, 5, 3)
+    assert (receipt.runtime_ms, receipt.digest) == (10, b"d")
+    assert list(world.running) == [(lease_id, unit(lease_id, 1))]
+    world.finish()
+    assert world.guard.lease_ids == ()
+    assert fx.ForgetLease(lease_id) in world.effects
+    assert len(world.guard.receipts()) == 2
+    world.acknowledge()
+    assert world.effects == [fx.ForgetReceipt(lease_id, unit(lease_id))]
+    world.acknowledge()
+    assert world.guard.receipts() == []
+
+
+def test_a_receipt_is_forgotten_once() -> None:
+    world = CarWorld()
+    lease_id = world.work()
+    world.finish()
+    event = ev.ReceiptAcknowledged(world.now_ms, lease_id, unit(lease_id))
+    assert world.happen(event) == [fx.ForgetReceipt(lease_id, unit(lease_id))]
+    assert world.happen(event) == []
+
+
+def test_each_slot_runs_one_attempt() -> None:
+    world = CarWorld(slots=2)
+    first = world.work(units=2)
+    second = world.grant(units=2)
+    assert list(world.running) == [(first, unit(first)), (second, unit(second))]
+    third = world.grant()
+    assert len(world.running) == 2, "a third lease waits for a slot"
+    world.finish()
+    world.finish()
+    world.finish()
+    assert (third, unit(third)) in world.running
+
+
+def test_a_model_is_prepared_once() -> None:
+    world = CarWorld(slots=2)
+    world.work()
+    world.grant()
+    assert world.said(fx.PrepareModel) == []
+    world.grant(model_id=OTHER_MODEL)
+    assert world.said(fx.PrepareModel) == [fx.PrepareModel(OTHER_MODEL)]
+
+
+def test_a_failure_is_handed_in_and_the_lease_goes_on() -> None:
+    world = CarWorld()
+    lease_id = world.work(units=2)
+    world.break_attempt()
+    (receipt,) = world.said(fx.SendReceipt)
+    assert (receipt.failure, receipt.detail) == (Failure.RUNTIME_CRASHED, "why")
+    assert list(world.running) == [(lease_id, unit(lease_id, 1))]
+
+
+def test_a_model_that_is_unavailable_gives_its_leases_back_with_the_reason() -> None:
+    world = CarWorld(slots=2)
+    world.welcome()
+    world.permit()
+    lease_id, other = world.grant(units=3), world.grant(model_id=OTHER_MODEL)
+    event = ev.ModelUnavailable(world.now_ms, MODEL, Failure.OUT_OF_MEMORY, "9 of 8 GB")
+    world.happen(event)
+    (receipt,) = world.said(fx.SendReceipt)
+    assert (receipt.lease_id, receipt.unit_id) == (lease_id, WHOLE_LEASE)
+    assert receipt.ending is LeaseEnding.MODEL_UNAVAILABLE
+    assert receipt.detail == "out_of_memory: 9 of 8 GB"
+    assert world.guard.lease_ids == (other,)
+    assert state_of(world) is GuardState.PERMITTING
+    world.grant()
+    assert world.said(fx.PrepareModel) == [fx.PrepareModel(MODEL)], "it may be tried again"
+
+
+def test_a_runtime_that_crashed_is_prepared_again() -> None:
+    world = CarWorld()
+    lease_id = world.work(units=3)
+    world.break_attempt()
+    world.happen(ev.RuntimeExited(world.now_ms, "signal 9"))
+    assert world.effects == [fx.PrepareModel(MODEL)]
+    assert state_of(world) is GuardState.PERMITTING
+    world.break_attempt()
+    assert not world.running, "nothing starts before the model stands again"
+    world.model_ready()
+    assert list(world.running) == [(lease_id, unit(lease_id, 2))]
+
+
+def test_a_runtime_that_crashed_without_work_is_left_alone() -> None:
+    world = CarWorld()
+    world.work()
+    world.finish()
+    world.happen(ev.RuntimeExited(world.now_ms, "signal 9"))
+    assert world.effects == []
+    world.grant()
+    assert world.said(fx.PrepareModel) == [fx.PrepareModel(MODEL)]
+
+
+def test_a_grant_to_a_car_that_refuses_is_given_back() -> None:
+    world = CarWorld()
+    world.welcome()
+    lease_id = world.grant()
+    assert endings(world) == [(lease_id, LeaseEnding.NOT_PERMITTED)]
+    assert fx.ForgetLease(lease_id) in world.effects
+    assert world.guard.lease_ids == ()
+
+
+def test_a_grant_of_another_epoch_or_a_second_time_changes_nothing() -> None:
+    world = CarWorld()
+    lease_id = world.work(units=2)
+    world.grant(epoch=7)
+    assert world.effects == []
+    units = (ev.LeasedUnit(unit(lease_id), 1),)
+    epoch = world.guard.epoch
+    again = ev.LeaseGranted(world.now_ms, epoch, lease_id, MODEL, ENDPOINT, units)
+    assert world.happen(again) == []
+    assert world.guard.held() == (HeldLease(lease_id, (unit(lease_id), unit(lease_id, 1))),)
+
+
+def test_a_revoked_lease_stops_and_needs_no_receipt() -> None:
+    world = CarWorld(slots=1)
+    first, second = world.work(units=3), world.grant()
+    world.happen(ev.LeaseRevoked(world.now_ms, first, LeaseEnding.BATCH_CANCELLED))
+    assert world.effects == [
+        fx.StopAttempt(first, unit(first)),
+        fx.ForgetLease(first),
+        fx.StartAttempt(second, unit(second), MODEL, ENDPOINT),
+    ]
+    assert world.happen(ev.LeaseRevoked(world.now_ms, first, LeaseEnding.OVERDUE)) == []
+
+
+def test_an_output_that_nobody_wants_any_more_is_forgotten() -> None:
+    world = CarWorld()
+    lease_id = world.work()
+    world.happen(ev.LeaseRevoked(world.now_ms, lease_id, LeaseEnding.OVERDUE))
+    event = ev.AttemptFinished(world.now_ms, lease_id, unit(lease_id), 1, 0, 5, 0, 3, 10, b"d")
+    assert world.happen(event) == [fx.ForgetReceipt(lease_id, unit(lease_id))]
+
+
+def test_energy_that_was_spent_in_vain_is_still_told() -> None:
+    world = CarWorld()
+    lease_id = world.work()
+    world.happen(ev.LeaseRevoked(world.now_ms, lease_id, LeaseEnding.OVERDUE))
+    failure = Failure.STOPPED
+    broke = ev.AttemptBroke(world.now_ms, lease_id, unit(lease_id), failure, "", energy_mwh=0)
+    assert world.happen(broke) == []
+    world.happen(msgspec.structs.replace(broke, energy_mwh=4))
+    (receipt,) = world.said(fx.SendReceipt)
+    assert (receipt.failure, receipt.energy_mwh) == (Failure.STOPPED, 4)
+
+
+# Giving the car back.
+
+
+@pytest.mark.parametrize(
+    ("readings", "ending"),
+    [
+        ({"is_driver_present": True}, LeaseEnding.OWNER_RETURNED),
+        ({"is_parked": False}, LeaseEnding.OWNER_RETURNED),
+        ({"is_plugged_in": False}, LeaseEnding.CONDITIONS_CHANGED),
+        ({"is_plugged_in": None}, LeaseEnding.CONDITIONS_CHANGED),
+    ],
+)
+def test_the_processor_is_given_back_before_all_else(
+    readings: dict[str, bool | None], ending: LeaseEnding
+) -> None:
+    world = CarWorld(slots=2)
+    first, second = world.work(units=2), world.grant()
+    world.read(**readings)
+    kinds = [type(effect) for effect in world.effects]
+    assert kinds == [
+        fx.SuspendRuntime,
+        fx.StopAttempt,
+        fx.ForgetLease,
+        fx.SendReceipt,
+        fx.StopAttempt,
+        fx.ForgetLease,
+        fx.SendReceipt,
+        fx.KillRuntime,
+        fx.ReportPermit,
+    ]
+    assert endings(world) == [(first, ending), (second, ending)]
+    assert state_of(world) is GuardState.YIELDING
+    assert world.guard.refusals[0] is Refusal.YIELDING
+
+
+def test_it_presses_until_the_runtime_is_gone() -> None:
+    world = CarWorld()
+    world.work()
+    world.read(is_driver_present=True)
+    assert world.said(fx.KillRuntime) == [fx.KillRuntime()]
+    for _ in range(3):
+        world.tick(POLICY.release_ms - 1)
+        assert world.said(fx.KillRuntime) != []
+        world.effects.clear()
+        world.tick(1)
+        assert world.said(fx.KillRuntime) == [fx.KillRuntime()]
+    world.exit()
+    assert state_of(world) is GuardState.REFUSING
+    assert world.guard.refusals == (Refusal.DRIVER_PRESENT,)
+    deadline_ms = world.guard.next_deadline_ms()
+    assert deadline_ms is not None
+    assert deadline_ms > world.now_ms + POLICY.release_ms, "there is nothing left to press"
+
+
+def test_a_car_whose_owner_leaves_at_once_still_gives_everything_back_first() -> None:
+    world = CarWorld()
+    world.work()
+    world.read(is_driver_present=True)
+    world.read()
+    assert state_of(world) is GuardState.YIELDING
+    assert world.guard.refusals == (Refusal.YIELDING,)
+    world.exit()
+    assert state_of(world) is GuardState.SETTLING
+    world.tick(POLICY.settle_ms)
+    assert state_of(world) is GuardState.PERMITTING
+
+
+def test_without_a_runtime_there_is_nothing_to_give_back() -> None:
+    world = CarWorld()
+    world.permit()
+    world.read(is_driver_present=True)
+    driver = (Refusal.DRIVER_PRESENT,)
+    assert world.effects == [fx.ReportPermit(GuardState.REFUSING, driver)]
+
+
+def test_time_alone_makes_a_reading_stale() -> None:
+    world = CarWorld()
+    world.work()
+    world.tick(POLICY.stale_ms - POLICY.settle_ms)
+    assert state_of(world) is GuardState.PERMITTING
+    world.tick(1)
+    assert state_of(world) is GuardState.YIELDING
+    assert Refusal.READING_STALE in world.guard.refusals
+    assert not world.running
+
+
+def test_an_owner_who_pauses_gets_the_car_back() -> None:
+    world = CarWorld()
+    world.work()
+    paused = msgspec.structs.replace(POLICY, is_paused=True)
+    world.happen(ev.PolicyChanged(world.now_ms, paused))
+    assert isinstance(world.effects[0], fx.SuspendRuntime)
+    assert world.guard.refusals == (Refusal.YIELDING, Refusal.OWNER_PAUSED)
+    world.exit()
+    world.happen(ev.PolicyChanged(world.now_ms, POLICY))
+    assert state_of(world) is GuardState.SETTLING
+
+
+def test_an_agent_that_stops_gives_everything_back_and_permits_no_more() -> None:
+    world = CarWorld()
+    lease_id = world.work()
+    world.happen(ev.AgentStopping(world.now_ms))
+    assert endings(world) == [(lease_id, LeaseEnding.AGENT_STOPPED)]
+    assert Refusal.AGENT_STOPPING in world.guard.refusals
+    world.exit()
+    world.permit()
+    assert world.guard.refusals == (Refusal.AGENT_STOPPING,)
+
+
+# The link.
+
+
+def test_leases_end_by_themselves_without_a_heartbeat() -> None:
+    world = CarWorld(policy=OwnerPolicy(settle_ms=0, stale_ms=10**9))
+    lease_id = world.work()
+    began_ms = world.now_ms
+    assert world.guard.leases_end_ms == began_ms + LEASE_MS - MARGIN_MS
+    world.tick(LEASE_MS - MARGIN_MS - 1)
+    assert world.running
+    world.tick(1)
+    assert not world.running
+    assert endings(world) == [(lease_id, LeaseEnding.LINK_SILENT)]
+    assert state_of(world) is GuardState.PERMITTING, "a dead link is no harm to the owner"
+
+
+def test_an_answered_heartbeat_renews_from_when_it_was_sent() -> None:
+    world = CarWorld(policy=OwnerPolicy(settle_ms=0, stale_ms=10**9))
+    world.work()
+    began_ms = world.now_ms
+    world.tick(10_000)
+    world.heartbeat(ago_ms=3_000)
+    assert world.guard.leases_end_ms == began_ms + 7_000 + LEASE_MS - MARGIN_MS
+    world.heartbeat(ago_ms=9_000)
+    assert world.guard.leases_end_ms == began_ms + 7_000 + LEASE_MS - MARGIN_MS, "never back"
+    world.heartbeat(epoch=7)
+    assert world.guard.leases_end_ms == began_ms + 7_000 + LEASE_MS - MARGIN_MS
+
+
+def test_what_is_granted_over_a_silent_link_does_not_begin() -> None:
+    world = CarWorld(policy=OwnerPolicy(settle_ms=0, stale_ms=10**9))
+    world.work()
+    world.finish()
+    world.tick(LEASE_MS)
+    world.grant()
+    assert not world.running
+    world.heartbeat()
+    assert world.running
+
+
+def test_a_fenced_car_drops_everything_and_hands_nothing_in_for_it() -> None:
+    world = CarWorld()
+    lease_id = world.work(units=2)
+    world.finish()
+    world.happen(ev.LinkFenced(world.now_ms, world.guard.epoch))
+    assert world.said(fx.StopAttempt) == [fx.StopAttempt(lease_id, unit(lease_id, 1))]
+    assert world.said(fx.SendReceipt) == []
+    assert world.guard.epoch == 0
+    assert world.guard.lease_ids == ()
+    assert len(world.guard.receipts()) == 1, "what is handed in stays until it is acknowledged"
+
+
+def test_a_fence_of_another_epoch_is_not_meant_for_this_one() -> None:
+    world = CarWorld()
+    world.work()
+    assert world.happen(ev.LinkFenced(world.now_ms, Epoch(7))) == []
+    assert world.running
+    world.happen(ev.LinkFenced(world.now_ms, Epoch(0)))
+    assert not world.running, "0 is meant for every epoch"
+
+
+def test_leases_go_on_in_another_epoch() -> None:
+    world = CarWorld()
+    world.work()
+    world.welcome(epoch=2)
+    assert world.guard.epoch == 2
+    assert world.running
+
+
+def test_a_hello_tells_what_is_not_acknowledged_and_what_still_runs_or_waits() -> None:
+    world = CarWorld()
+    lease_id = world.work(units=3)
+    world.finish()
+    units = tuple(unit(lease_id, at) for at in range(3))
+    assert world.guard.held() == (HeldLease(lease_id, units),)
+    world.acknowledge()
+    assert world.guard.held() == (HeldLease(lease_id, units[1:]),)
+    world.read(is_driver_present=True)
+    assert world.guard.held() == (), "a lease that is given back is not held"
+
+
+# A restart of the agent.
+
+
+def test_a_restart_gives_leases_back_and_sends_receipts_again() -> None:
+    world = CarWorld(slots=2)
+    first, second = world.work(units=2), world.grant()
+    world.finish()
+    before = world.guard.receipts()
+    world.restart()
+    assert world.said(fx.SendReceipt)[:1] == before
+    assert endings(world) == [
+        (first, LeaseEnding.AGENT_RESTARTED),
+        (second, LeaseEnding.AGENT_RESTARTED),
+    ]
+    assert world.guard.lease_ids == ()
+    assert world.guard.epoch == 0
+    assert not world.said(fx.StopAttempt), "what ran before runs no more"
+
+
+def test_a_second_restart_sends_what_the_first_could_not() -> None:
+    world = CarWorld()
+    lease_id = world.work()
+    world.restart()
+    world.restart()
+    assert endings(world) == [(lease_id, LeaseEnding.AGENT_RESTARTED)]
+    world.acknowledge()
+    world.restart()
+    assert world.said(fx.SendReceipt) == []
+
+
+def test_a_receipt_leaves_only_after_its_commit_and_the_owner_waits_for_nothing() -> None:
+    assert fx.SendReceipt.when == "commit"
+    assert fx.ForgetReceipt.when == "commit"
+    waits_for_nothing = (fx.SuspendRuntime, fx.StopAttempt, fx.KillRuntime, fx.ForgetLease)
+    assert {effect.when for effect in waits_for_nothing} == {"now"}
