@@ -147,6 +147,7 @@ class Stage:
         self.store = MemoryStore()
         self.receipts: list[Receipt] = []
         self.batches: list[int] = []
+        self.discarded: list[str] = []
         self.deeds = Deeds()
         self.inputs = LeasedInputs()
         self.way = Gateway(gateway.url)
@@ -274,6 +275,7 @@ class Stage:
 
     def _discard(self, names: Sequence[str]) -> None:
         self._sequence += 1
+        self.discarded += names
         blobs = [Blob(name, None) for name in names]
         self.store.commit(JournalEntry(self._sequence, 0, 1, b"", b""), [], blobs)
 

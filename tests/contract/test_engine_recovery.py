@@ -282,6 +282,7 @@ async def test_snapshots_come_by_number_of_events_and_trim_the_journal() -> None
     stage.clock.advance(51)
     stage.add(*range(4))
     await stage.settle(lambda: stage.engine.figures.snapshots == 2)
+    await stage.settle(lambda: len(stage.heard(Promise)) == 10)
     assert [entry.sequence for entry in memory.entries()] == [3, 4, 5]
     await stage.engine.stop()
     await run

@@ -383,6 +383,15 @@ async def test_an_acknowledged_output_is_deleted_and_no_other(stage: Stage) -> N
     assert stage.store.blob(output_name(LeaseId(12), WorkUnitId(1))) == LINE * 3
 
 
+async def test_only_an_output_that_may_have_an_address_has_it_deleted(stage: Stage) -> None:
+    event = await finished(stage)
+    stage.perform(receipt_of(event))
+    stage.perform(fx.ForgetReceipt(*ONE))
+    assert stage.discarded == [output_name(*ONE)]
+    stage.perform(fx.ForgetReceipt(*ONE))
+    assert stage.discarded[1:] == [output_name(*ONE), address_name(*ONE)], "not of this process"
+
+
 async def test_forgetting_ends_a_put_that_can_not_succeed(stage: Stage) -> None:
     event = await finished(stage, LARGE_ANSWER * 3)
     assert stage.store.blob(address_name(*ONE)) == b"/out/1/1"

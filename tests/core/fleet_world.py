@@ -60,6 +60,7 @@ class World:
         self.assembled: dict[BatchId, fx.AssembleOutput] = {}
         self.accepted: Counter[WorkUnitId] = Counter()
         self.dropped: list[fx.DropOutput] = []
+        self.revoked: list[fx.RevokeLease] = []
         self.silences: dict[VehicleId, int] = {}
         self.effects: list[fx.FleetEffect] = []
         self.history: list[tuple[ev.FleetEvent, ...]] = []
@@ -107,6 +108,7 @@ class World:
                 car = self.cars[effect.vehicle_id]
                 assert car.epoch == effect.epoch, "a car does not hear what bears another epoch"
                 car.held.pop(effect.lease_id, None)
+                self.revoked.append(effect)
             case fx.RecordBatch():
                 self.records[effect.batch_id] = effect
             case fx.AnswerRequest():

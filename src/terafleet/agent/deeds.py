@@ -75,8 +75,12 @@ class DeedLine(Generic[T]):
 
     async def _go_on(self) -> None:
         self._is_task_coming = False
-        while self._line:
-            await _Watched(self._deed(self._line.popleft()), self._see_to_line)
+        try:
+            while self._line:
+                await _Watched(self._deed(self._line.popleft()), self._see_to_line)
+        finally:
+            # A bug in one deed keeps no other from beginning.
+            self._see_to_line()
 
 
 class _Watched(Generator[Any, Any, None]):

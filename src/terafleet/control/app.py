@@ -17,10 +17,10 @@ import uvloop
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from terafleet.bus.adapters.nats import NatsBus
-from terafleet.bus.credentials import NKey, OperatorKeys, UserCredentials
+from terafleet.bus.credentials import KeyFileUnsafe, KeyInvalid, NKey, OperatorKeys, UserCredentials
 from terafleet.bus.nats_server import NatsServer, NatsServerFailed, NatsServerMissing, PortInUse
 from terafleet.bus.ports import Bus, BusRefused, BusUnavailable
-from terafleet.control.adapters.catalogue_sqlite import SqliteCatalogue
+from terafleet.control.adapters.catalogue_sqlite import CatalogueUnreadable, SqliteCatalogue
 from terafleet.control.adapters.objects_folder import FolderObjects
 from terafleet.control.data_folder import ControlSecrets, DataFolder, DataFolderUnknown
 from terafleet.control.gateway.app import create_app
@@ -30,20 +30,38 @@ from terafleet.control.gateway.work import GatewayWorkHandler
 from terafleet.control.ports import Catalogue, Objects
 from terafleet.control.settings import ControlSettings
 from terafleet.control.shard.shard import Shard, ShardPorts
-from terafleet.engine.adapters.sqlite import SqliteStore, StoreInUse
-from terafleet.engine.ports import StorageVersionUnknown
+from terafleet.engine.adapters.sqlite import SqliteStore, StorageDamaged, StoreInUse
+from terafleet.engine.codec import JournalUnreadable
+from terafleet.engine.ports import StorageFull, StorageVersionUnknown
 from terafleet.protocol.agent import down_subject, up_subject
 from terafleet.protocol.manifest import SignedManifest
 
 log = structlog.get_logger(__name__)
 
 CREDENTIAL_S = 86_400
-"""A car's credential is good for a day (DESIGN section 4)."""
+"""A car's credential is good for a day: a stolen one ends by itself, a renewal is cheap."""
 
 BUS_RESTART_S = 1.0
 BUS_CONNECT_S = 30.0
 OBJECTS_BYTES_FREE_MIN = 1024 * 1024 * 1024
 OPERATOR = "operator"
+
+
+UNUSABLE_DATA = (
+    CatalogueUnreadable,
+    DataFolderUnknown,
+    JournalUnreadable,
+    KeyFileUnsafe,
+    KeyInvalid,
+    StorageDamaged,
+    StorageFull,
+    StorageVersionUnknown,
+    StoreInUse,
+)
+"""What opening the data can meet; each says in words what it is."""
+
+
+UNUSABLE_BUS = (BusRefused, BusUnavailable, NatsServerFailed, NatsServerMissing, TimeoutError)
 
 
 class StartFailed(Exception):
@@ -92,11 +110,17 @@ class ControlPlane:
         async with contextlib.AsyncExitStack() as stack:
             try:
                 await self._start(stack)
-            except (DataFolderUnknown, StorageVersionUnknown, StoreInUse) as fault:
-                raise StartFailed(str(fault)) from fault
+            except UNUSABLE_DATA as fault:
+                raise StartFailed(f"the data folder can't be used: {fault}") from fault
             except PortInUse as fault:
                 raise StartFailed(f"{fault}; choose another with --bus-listen") from fault
-            except (NatsServerMissing, NatsServerFailed, BusRefused, BusUnavailable) as fault:
+            except (
+                NatsServerMissing,
+                NatsServerFailed,
+                BusRefused,
+                BusUnavailable,
+                TimeoutError,
+            ) as fault:
                 raise StartFailed(f"the message bus: {fault}") from fault
             yield self
 

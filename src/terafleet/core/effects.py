@@ -31,11 +31,13 @@ class Effect(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
 
 
 class WelcomeVehicle(Effect, frozen=True):
-    """Tell an agent its epoch and the times that hold for it."""
+    """Tell an agent its epoch, and for how long its leases stand without a word."""
 
     vehicle_id: VehicleId
     epoch: Epoch
     boot_id: str
+    lease_ms: int
+    margin_ms: int
 
 
 class FenceVehicle(Effect, frozen=True):

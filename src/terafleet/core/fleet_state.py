@@ -144,8 +144,10 @@ class FleetState:
     def pardon(self, vehicle: VehicleRecord) -> None:
         """A car has done well, or was not to blame."""
         vehicle.failures_in_row = 0
-        vehicle.quarantined_until_ms = 0
-        self.quarantined.pop(vehicle.vehicle_id, None)
+        if vehicle.quarantined_until_ms:
+            vehicle.quarantined_until_ms = 0
+            self.quarantined.pop(vehicle.vehicle_id, None)
+            self.refresh(vehicle)
 
     # Leases and units.
 

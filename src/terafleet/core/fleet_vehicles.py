@@ -70,7 +70,16 @@ def vehicle_connected(fleet: FleetState, event: ev.VehicleConnected) -> None:
     vehicle.refusals = event.refusals
     vehicle.is_silent = False
     # A car hears only what bears its epoch, so the welcome goes before what is revoked under it.
-    fleet.effects.append(WelcomeVehicle(vehicle.vehicle_id, vehicle.epoch, event.boot_id))
+    settings = fleet.settings
+    fleet.effects.append(
+        WelcomeVehicle(
+            vehicle.vehicle_id,
+            vehicle.epoch,
+            event.boot_id,
+            settings.lease_ms,
+            settings.margin_ms,
+        )
+    )
     _set_capability(fleet, vehicle, event.capability)
     _reconcile(fleet, vehicle, event.held)
     fleet.recount(vehicle)

@@ -1,20 +1,18 @@
 """The single-writer loop: inbox, machine, one transaction, effects."""
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
-
-import msgspec
+from typing import Generic, Protocol, TypeVar
 
 from terafleet.core.machine import Machine
 from terafleet.engine.clock import Clock
 from terafleet.engine.codec import Codec, E
+from terafleet.engine.commits import Commits, Group
+from terafleet.engine.figures import Figures
 from terafleet.engine.inbox import Inbox
-from terafleet.engine.ports import Blob, JournalEntry, Record, StorageFull, Store
+from terafleet.engine.ports import Blob, JournalEntry, Record, Store
 from terafleet.engine.recovery import Recovery
 from terafleet.engine.settings import EngineSettings
 from terafleet.engine.snapshots import Snapshots
@@ -60,27 +58,6 @@ class Shell(Generic[E, F]):
     on_storage: Callable[[bool], None] = _say_nothing
 
 
-class Figures(msgspec.Struct):
-    """What the engine has done since it began, for metrics. Times in milliseconds."""
-
-    groups: int = 0
-    events: int = 0
-    refused: int = 0
-    commits: int = 0
-    commits_failed: int = 0
-    commit_ms_last: float = 0.0
-    commit_ms_total: float = 0.0
-    inbox_length: int = 0
-    sequence: int = 0
-    snapshots: int = 0
-    snapshot_pause_ms_last: float = 0.0
-
-    @property
-    def commit_ms_mean(self) -> float:
-        """Mean duration of a commit."""
-        return self.commit_ms_total / self.commits if self.commits else 0.0
-
-
 class Engine(Generic[E, F]):
     """Feeds one machine from one inbox and lets its effects leave; the only writer of a store.
 
@@ -116,8 +93,10 @@ class Engine(Generic[E, F]):
         self._snapshots = Snapshots(
             recovery.machine.snapshot, store, codec.schema, settings, recovery.events_replayed
         )
-        self._committer = ThreadPoolExecutor(1, "commits") if settings.commits_in_thread else None
-        self._figures = Figures(sequence=self._sequence)
+        self._figures = Figures(sequence=recovery.last_sequence)
+        self._commits: Commits[F] = Commits(
+            store, settings, self._storage, shell.perform, self._figures
+        )
 
     @property
     def is_storage_full(self) -> bool:
@@ -128,7 +107,6 @@ class Engine(Generic[E, F]):
     def figures(self) -> Figures:
         """What was done so far; the same object at each call, brought up to date."""
         self._figures.inbox_length = len(self._inbox)
-        self._figures.sequence = self._sequence
         self._figures.snapshots = self._snapshots.taken
         self._figures.snapshot_pause_ms_last = self._snapshots.pause_ms
         return self._figures
@@ -167,6 +145,7 @@ class Engine(Generic[E, F]):
         engine, if anything did, is raised by whichever of the two did the work.
         """
         self._stop.set()
+        self._commits.stop()
         self._wake.set()
         await self.run()
 
@@ -184,28 +163,32 @@ class Engine(Generic[E, F]):
             self._storage.check(self._clock.now_ms())
             while await self._next_group():
                 pass
+            await self._commits.settle(None)
             await self._snapshots.finish(self._sequence)
             self._store.close()
         finally:
             self._stop.set()
             self._snapshots.close()
-            if self._committer is not None:
-                self._committer.shutdown()
+            self._commits.close()
             self._ended.set()
 
     async def _next_group(self) -> bool:
         """Wait for a group and handle it; False once there is none and none will come."""
         await self._until_due()
+        if self._commits.is_behind:
+            await self._commits.settle(self._settings.check_interval_ms)
+            return True
         events, blobs = self._inbox.take(self._settings.group_max, self._settings.group_bytes_max)
         now_ms = self._clock.now_ms()
         if self._is_time_due(now_ms):
             events.append(self._shell.time_event(now_ms))
             self._time_next_ms = now_ms + self._settings.wake_interval_min_ms
         if events:
-            await self._handle(events, blobs, now_ms)
+            self._handle(events, blobs, now_ms)
+        await self._commits.settle(self._settings.commit_patience_ms)
         self._storage.check(now_ms)
         self._snapshots.reap()
-        if self._snapshots.is_due(now_ms):
+        if self._commits.is_idle and self._snapshots.is_due(now_ms):
             self._snapshots.begin(self._sequence, now_ms)
         return not self._stop.is_set() or len(self._inbox) > 0
 
@@ -220,10 +203,11 @@ class Engine(Generic[E, F]):
             self._snapshots.reap()
 
     def _is_due(self) -> bool:
-        if len(self._inbox) or self._stop.is_set():
+        if len(self._inbox) or self._stop.is_set() or self._commits.has_failed:
             return True
         now_ms = self._clock.now_ms()
-        return self._is_time_due(now_ms) or self._snapshots.is_due(now_ms)
+        is_snapshot_due = self._commits.is_idle and self._snapshots.is_due(now_ms)
+        return is_snapshot_due or self._is_time_due(now_ms)
 
     def _is_time_due(self, now_ms: int) -> bool:
         """Whether the machine waits for this time; at most once an interval, and not at the end."""
@@ -245,8 +229,8 @@ class Engine(Generic[E, F]):
         due_ms = max(deadline_ms, self._time_next_ms)
         return max(1, min(wait_ms, due_ms - self._clock.now_ms()))
 
-    async def _handle(self, events: list[E], blobs: list[Blob], now_ms: int) -> None:
-        """One group: decide, perform what need not wait, commit, perform the rest."""
+    def _handle(self, events: list[E], blobs: list[Blob], now_ms: int) -> None:
+        """One group: decide, perform what need not wait, hand the rest on to be written first."""
         assert now_ms >= self._at_ms, "the clock went back behind the journal"
         effects = self._machine.handle(*events)
         by_when: dict[str, list[F]] = {"now": [], "commit": [], "record": []}
@@ -266,62 +250,12 @@ class Engine(Generic[E, F]):
             self._codec.encode_events(events),
             self._codec.encode_effects(effects),
         )
-        await self._commit(entry, records, blobs)
         self._sequence = entry.sequence
         self._snapshots.count(len(events))
         self._figures.groups += 1
         self._figures.events += len(events)
-        if by_when["commit"]:
-            self._shell.perform(by_when["commit"])
+        self._commits.put(Group(entry, records, blobs, by_when["commit"]), self._wake.set)
 
     def _next_discarded(self) -> list[Blob]:
         count = min(len(self._discarded), DISCARDED_MAX)
         return [Blob(self._discarded.popleft(), None) for _ in range(count)]
-
-    async def _commit(self, entry: JournalEntry, records: list[Record], blobs: list[Blob]) -> None:
-        """Write the group, however long the storage stays full.
-
-        A stop gives up after one more failure: the group's effects never left, so it is as
-        if its events had not come.
-        """
-        retry_ms = self._settings.retry_ms_min
-        while True:
-            is_last_try = self._stop.is_set()
-            try:
-                commit_ms = await self._write(entry, records, blobs)
-            except StorageFull:
-                self._figures.commits_failed += 1
-                self._storage.commit_failed()
-                if is_last_try:
-                    raise
-            else:
-                break
-            await self._pause(retry_ms)
-            retry_ms = min(2 * retry_ms, self._settings.retry_ms_max)
-        if self._storage.is_full:
-            self._storage.commit_passed_again()
-        self._figures.commits += 1
-        self._figures.commit_ms_last = commit_ms
-        self._figures.commit_ms_total += commit_ms
-
-    async def _write(self, *transaction: Any) -> float:
-        """Commit in the thread of commits, or here; the milliseconds that it took."""
-        if self._committer is not None:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._committer, self._write_here, *transaction)
-        commit_ms = self._write_here(*transaction)
-        # Effects that are answered at once must not keep the loop from everything else.
-        await asyncio.sleep(0)
-        return commit_ms
-
-    def _write_here(self, entry: JournalEntry, records: list[Record], blobs: list[Blob]) -> float:
-        started_s = time.perf_counter()
-        self._store.commit(entry, records, blobs)
-        return (time.perf_counter() - started_s) * 1000
-
-    async def _pause(self, pause_ms: int) -> None:
-        try:
-            async with asyncio.timeout(pause_ms / 1000):
-                await self._stop.wait()
-        except TimeoutError:
-            return

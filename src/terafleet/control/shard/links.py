@@ -10,6 +10,7 @@ import structlog
 from terafleet.bus.ports import Bus, BusUnavailable, Message
 from terafleet.core import events as ev
 from terafleet.core.capability import Capability
+from terafleet.core.effects import WelcomeVehicle
 from terafleet.core.ids import Epoch, VehicleId, output_name
 from terafleet.core.reasons import Failure
 from terafleet.engine.ports import Blob
@@ -25,6 +26,7 @@ from terafleet.protocol.agent import (
     Heartbeat,
     HeartbeatAnswer,
     Hello,
+    HelloWanted,
     PermitReport,
     Receipt,
     Receipts,
@@ -54,8 +56,6 @@ class LinkSettings(msgspec.Struct, frozen=True):
     link is well; one that refuses holds no lease and speaks rarely.
     """
 
-    lease_ms: int = 20_000
-    margin_ms: int = 4_000
     heartbeat_ms: int = 4_000
     silence_ms: int = 10_000
     heartbeat_refusing_ms: int = 60_000
@@ -107,8 +107,9 @@ class Links:
         except BusUnavailable:
             log.debug("message_not_sent", vehicle=vehicle_id, kind=type(message).__name__)
 
-    def welcome(self, vehicle_id: VehicleId, epoch: Epoch, boot_id: str) -> None:
+    def welcome(self, effect: WelcomeVehicle) -> None:
         """Begin an epoch and tell the car."""
+        vehicle_id, epoch = effect.vehicle_id, effect.epoch
         known = self._links.get(vehicle_id)
         is_permitting = known.is_permitting if known else True
         self._open(vehicle_id, epoch, self._greeted.pop(vehicle_id, is_permitting))
@@ -117,9 +118,9 @@ class Links:
             vehicle_id,
             Welcome(
                 epoch,
-                boot_id,
-                settings.lease_ms,
-                settings.margin_ms,
+                effect.boot_id,
+                effect.lease_ms,
+                effect.margin_ms,
                 settings.heartbeat_ms,
                 settings.heartbeat_refusing_ms,
             ),
@@ -190,12 +191,17 @@ class Links:
                     self._submit(event, blobs)
             case PermitReport():
                 self._place(vehicle_id, link, not message.refusals)
-                self._submit(ev.PermitChanged(now_ms, vehicle_id, link.epoch, message.refusals), ())
+                self._tell(ev.PermitChanged(now_ms, vehicle_id, link.epoch, message.refusals))
             case CapabilityReport():
                 offered = _plausible(message.capability)
-                self._submit(ev.CapabilityChanged(now_ms, vehicle_id, link.epoch, offered), ())
+                self._tell(ev.CapabilityChanged(now_ms, vehicle_id, link.epoch, offered))
             case Goodbye():
                 self._submit(ev.VehicleLeft(now_ms, vehicle_id, link.epoch), ())
+
+    def _tell(self, event: ev.PermitChanged | ev.CapabilityChanged) -> None:
+        """Tell a change that comes once; if the inbox is full, ask the car for all of it anew."""
+        if not self._submit(event, ()):
+            self.send(event.vehicle_id, HelloWanted())
 
     def _hello(self, vehicle_id: VehicleId, hello: Hello) -> None:
         if hello.protocol != PROTOCOL:

@@ -163,7 +163,7 @@ class Performer:
             outgoing.size = 0
 
     def _welcome(self, effect: fx.WelcomeVehicle) -> None:
-        self._links.welcome(effect.vehicle_id, effect.epoch, effect.boot_id)
+        self._links.welcome(effect)
 
     def _fence(self, effect: fx.FenceVehicle) -> None:
         self._links.fence(effect.vehicle_id, effect.epoch)

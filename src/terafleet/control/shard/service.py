@@ -16,7 +16,7 @@ from terafleet.core.fleet import Fleet
 from terafleet.core.ids import RequestId, output_name
 from terafleet.core.reasons import Refused
 from terafleet.core.records import VehicleRecord
-from terafleet.engine.engine import Figures
+from terafleet.engine.figures import Figures
 from terafleet.engine.ports import Record, Store
 from terafleet.protocol import shard as q
 from terafleet.protocol.agent import MESSAGE_BYTES_MAX

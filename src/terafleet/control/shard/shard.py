@@ -21,7 +21,8 @@ from terafleet.core.fleet_state import FleetState
 from terafleet.core.ids import OUTPUTS, attempt_of
 from terafleet.core.settings import FleetSettings
 from terafleet.engine.clock import SystemClock
-from terafleet.engine.engine import Engine, Figures, Shell
+from terafleet.engine.engine import Engine, Shell
+from terafleet.engine.figures import Figures
 from terafleet.engine.ports import Blob, Store
 from terafleet.engine.recovery import recover
 from terafleet.engine.settings import EngineSettings

@@ -1,0 +1,155 @@
+"""Writes decided groups in their order, and lets the effects leave that waited for it."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from terafleet.engine.figures import Figures
+from terafleet.engine.ports import Blob, JournalEntry, Record, StorageFull, Store
+from terafleet.engine.settings import EngineSettings
+from terafleet.engine.storage import StorageWatch
+
+F = TypeVar("F")
+
+
+@dataclass(frozen=True, slots=True)
+class Group(Generic[F]):
+    """One handled group: its transaction, and the effects that wait for it."""
+
+    entry: JournalEntry
+    records: Sequence[Record]
+    blobs: Sequence[Blob]
+    effects: list[F]
+
+
+class Commits(Generic[F]):
+    """The way from the machine to the record.
+
+    Usually a group is written before the next one is handled. A storage that is slow or full
+    does not hold the machine up for longer than its patience: it goes on deciding, what need not
+    wait is done at once, and the groups line up here.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: EngineSettings,
+        storage: StorageWatch,
+        perform: Callable[[list[F]], None],
+        figures: Figures,
+    ) -> None:
+        """`perform` takes the effects of a group that has been written."""
+        self._store = store
+        self._settings = settings
+        self._storage = storage
+        self._perform = perform
+        self._figures = figures
+        self._waiting: deque[Group[F]] = deque()
+        self._work: asyncio.Task[None] | None = None
+        self._is_stopping = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, "commits") if settings.commits_in_thread else None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the record holds all that the machine has handled."""
+        return not self._waiting
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so many groups wait that the machine must wait too."""
+        return len(self._waiting) >= self._settings.groups_waiting_max
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a bug, or a full storage at the end, has stopped the writing."""
+        return self._work is not None and self._work.done() and bool(self._waiting)
+
+    def put(self, group: Group[F], wake: Callable[[], None]) -> None:
+        """Write a group after those before it; `wake` is called when nothing is left to write."""
+        has_worker = self._work is not None and not (self._work.done() and self.is_idle)
+        self._waiting.append(group)
+        if not has_worker:
+            self._work = asyncio.create_task(self._write_all(), name="commits")
+            self._work.add_done_callback(lambda _: wake())
+
+    async def settle(self, patience_ms: int | None) -> None:
+        """Wait until all is written, or the patience is over. Raises what stopped the writing."""
+        if self._work is None:
+            return
+        patience_s = None if patience_ms is None else patience_ms / 1000
+        done, _ = await asyncio.wait({self._work}, timeout=patience_s)
+        if done:
+            work, self._work = self._work, None
+            work.result()
+
+    def stop(self) -> None:
+        """Give a full storage one more try from here on."""
+        self._is_stopping.set()
+
+    def close(self) -> None:
+        """End the thread; what it writes at this moment is written to the end."""
+        if self._work is not None:
+            self._work.cancel()
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            group = self._waiting[0]
+            await self._commit(group)
+            self._waiting.popleft()
+            self._figures.sequence = group.entry.sequence
+            if group.effects:
+                self._perform(group.effects)
+
+    async def _commit(self, group: Group[F]) -> None:
+        """Write a group, however long the storage stays full.
+
+        A stop gives up after one more failure: the group's effects never left, so it is as
+        if its events had not come.
+        """
+        retry_ms = self._settings.retry_ms_min
+        while True:
+            is_last_try = self._is_stopping.is_set()
+            try:
+                commit_ms = await self._write(group)
+            except StorageFull:
+                self._figures.commits_failed += 1
+                self._storage.commit_failed()
+                if is_last_try:
+                    raise
+            else:
+                break
+            await self._pause(retry_ms)
+            retry_ms = min(2 * retry_ms, self._settings.retry_ms_max)
+        if self._storage.is_full:
+            self._storage.commit_passed_again()
+        self._figures.commits += 1
+        self._figures.commit_ms_last = commit_ms
+        self._figures.commit_ms_total += commit_ms
+
+    async def _write(self, group: Group[F]) -> float:
+        """Commit in the thread of commits, or here; the milliseconds that it took."""
+        if self._thread is not None:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, self._write_here, group)
+        commit_ms = self._write_here(group)
+        # Effects that are answered at once must not keep the loop from everything else.
+        await asyncio.sleep(0)
+        return commit_ms
+
+    def _write_here(self, group: Group[F]) -> float:
+        started_s = time.perf_counter()
+        self._store.commit(group.entry, group.records, group.blobs)
+        return (time.perf_counter() - started_s) * 1000
+
+    async def _pause(self, pause_ms: int) -> None:
+        try:
+            async with asyncio.timeout(pause_ms / 1000):
+                await self._is_stopping.wait()
+        except TimeoutError:
+            return
