@@ -65,10 +65,10 @@ GOOD = [
     (EMBEDDINGS, {"input": [[1, 2], [3]]}),
     (EMBEDDINGS, {"input": ["a"] * 2_048}),
     (EMBEDDINGS, {"encoding_format": "base64", "dimensions": 256}),
-    (COMPLETIONS, {"max_tokens": 1, "temperature": 0, "top_p": 1.0, "seed": -5, "stop": "."}),
+    (COMPLETIONS, {"max_tokens": 1, "temperature": 0, "top_p": 1.0, "seed": 5, "stop": "."}),
     (COMPLETIONS, {"stop": ["a", "b", "c", "d"], "presence_penalty": -2, "frequency_penalty": 2}),
     (CHAT_COMPLETIONS, {"messages": [{"role": "system", "content": ""}], "max_tokens": 9}),
-    (CHAT_COMPLETIONS, {"messages": [{"role": "user", "content": "ü\u2028", "name": "n"}]}),
+    (CHAT_COMPLETIONS, {"messages": [{"role": "user", "content": "ü\u2028"}]}),
     (
         CHAT_COMPLETIONS,
         {"messages": [{"role": "assistant", "content": [{"type": "text", "text": "x"}]}]},
@@ -134,7 +134,9 @@ BAD_PARAMETERS = [
     (COMPLETIONS, {"max_tokens": 0}, "invalid_value", "max_tokens"),
     (COMPLETIONS, {"max_tokens": 1.5}, "invalid_value", "max_tokens"),
     (COMPLETIONS, {"stop": ["a"] * 5}, "invalid_value", "stop"),
-    (COMPLETIONS, {"seed": 2**63}, "invalid_value", "seed"),
+    (COMPLETIONS, {"seed": 2**32 - 1}, "invalid_value", "seed"),
+    (COMPLETIONS, {"seed": -1}, "invalid_value", "seed"),
+    (COMPLETIONS, {"top_p": 0}, "invalid_value", "top_p"),
     (CHAT_COMPLETIONS, {"messages": []}, "invalid_value", "messages"),
     (CHAT_COMPLETIONS, {"messages": "hello"}, "invalid_value", "messages"),
     (

@@ -27,7 +27,7 @@ from terafleet.control.gateway.app import create_app
 from terafleet.control.gateway.context import GatewayContext
 from terafleet.control.gateway.keys import key_row, sha256_of
 from terafleet.control.gateway.work import GatewayWorkHandler
-from terafleet.control.ports import Catalogue, Objects
+from terafleet.control.ports import Catalogue, CatalogueFull, Objects
 from terafleet.control.settings import ControlSettings
 from terafleet.control.shard.shard import Shard, ShardPorts
 from terafleet.engine.adapters.sqlite import SqliteStore, StorageDamaged, StoreInUse
@@ -45,9 +45,11 @@ BUS_RESTART_S = 1.0
 BUS_CONNECT_S = 30.0
 OBJECTS_BYTES_FREE_MIN = 1024 * 1024 * 1024
 OPERATOR = "operator"
+OPERATOR_KEY_ID = "key-operator"
 
 
 UNUSABLE_DATA = (
+    CatalogueFull,
     CatalogueUnreadable,
     DataFolderUnknown,
     JournalUnreadable,
@@ -56,7 +58,6 @@ UNUSABLE_DATA = (
     StorageDamaged,
     StorageFull,
     StorageVersionUnknown,
-    StoreInUse,
 )
 """What opening the data can meet; each says in words what it is."""
 
@@ -110,6 +111,9 @@ class ControlPlane:
         async with contextlib.AsyncExitStack() as stack:
             try:
                 await self._start(stack)
+            except StoreInUse as fault:
+                message = f"another control plane runs on the data folder {self.settings.data}"
+                raise StartFailed(message) from fault
             except UNUSABLE_DATA as fault:
                 raise StartFailed(f"the data folder can't be used: {fault}") from fault
             except PortInUse as fault:
@@ -122,6 +126,9 @@ class ControlPlane:
                 TimeoutError,
             ) as fault:
                 raise StartFailed(f"the message bus: {fault}") from fault
+            except OSError as fault:
+                cause = f"{fault.filename or self.settings.data}: {fault.strerror or fault}"
+                raise StartFailed(f"the data folder can't be used: {cause}") from fault
             yield self
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
@@ -321,7 +328,17 @@ def _public_bytes(keys: ControlSecrets) -> bytes:
 
 
 def _keep_operator_key(catalogue: Catalogue, secret: str) -> None:
-    """The first operator's key lies in the data folder; the catalogue knows it by its hash."""
-    if catalogue.key_by_secret(sha256_of(secret)) is None:
-        now_ms = time.time_ns() // 1_000_000
-        catalogue.add_key(key_row("key-operator", secret, OPERATOR, OPERATOR, OPERATOR, now_ms))
+    """The first operator's key lies in the data folder; the catalogue knows it by its hash.
+
+    Who removes that file gets a fresh key, and the one before is good for nothing any more.
+    """
+    digest = sha256_of(secret)
+    if catalogue.key_by_secret(digest) is not None:
+        return
+    now_ms = time.time_ns() // 1_000_000
+    rows = catalogue.keys()
+    before = [row.key_id for row in rows if row.key_id.startswith(OPERATOR_KEY_ID)]
+    for key_id in before:
+        catalogue.revoke_key(key_id, now_ms)
+    key_id = f"{OPERATOR_KEY_ID}-{digest.hex()[:8]}" if before else OPERATOR_KEY_ID
+    catalogue.add_key(key_row(key_id, secret, OPERATOR, OPERATOR, OPERATOR, now_ms))

@@ -91,8 +91,8 @@ def _ask_gateway(fleet: FleetState, batch: BatchRecord) -> None:
         fleet.effects.append(_cut(fleet, batch))
     else:
         fleet.effects.append(_assemble(fleet, batch))
-    retry_ms = fleet.now_ms + fleet.settings.gateway_retry_ms
-    fleet.deadlines.add(retry_ms, DeadlineKind.GATEWAY, batch.batch_id)
+    batch.ask_again_ms = fleet.now_ms + fleet.settings.gateway_retry_ms
+    fleet.deadlines.add(batch.ask_again_ms, DeadlineKind.GATEWAY, batch.batch_id)
 
 
 def _cut(fleet: FleetState, batch: BatchRecord) -> CutBatch:
@@ -117,11 +117,9 @@ def _assemble(fleet: FleetState, batch: BatchRecord) -> AssembleOutput:
 def gateway_overdue(fleet: FleetState, batch_id: BatchId) -> None:
     """A gateway has not answered for a while: ask again, perhaps another one."""
     batch = fleet.batches.get(batch_id)
-    if batch is not None and batch.state in (
-        BatchState.VALIDATING,
-        BatchState.FINALIZING,
-        BatchState.CANCELLING,
-    ):
+    if batch is None or fleet.now_ms < batch.ask_again_ms:
+        return
+    if batch.state is not BatchState.IN_PROGRESS:
         _ask_gateway(fleet, batch)
 
 

@@ -150,6 +150,7 @@ class BatchRecord(msgspec.Struct, array_like=True):
     output_file_id: str = ""
     error_file_id: str = ""
     errors: bytes = b""
+    ask_again_ms: int = 0
 
     def unit_ids(self) -> Iterator[WorkUnitId]:
         """The numbers of its units, in the order of the cut."""

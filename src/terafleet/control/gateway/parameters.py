@@ -24,6 +24,9 @@ OUTPUT_TOKENS_DEFAULT = 256
 OUTPUT_TOKENS_MAX = 1_048_576
 """A bound far beyond any model, so that predicted costs stay small numbers."""
 
+SEED_MAX = 2**32 - 2
+"""What llama.cpp takes; the number behind it means chance."""
+
 MODEL_NAME_MAX = 256
 """The longest name that a model can have."""
 
@@ -50,9 +53,8 @@ class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A message of a chat."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
-    name: str | None = None
 
 
 Chat = Annotated[list[ChatMessage], Meta(min_length=1)]
@@ -60,8 +62,8 @@ Chat = Annotated[list[ChatMessage], Meta(min_length=1)]
 GENERATION: dict[str, Any] = {
     "max_tokens": OutputTokens,
     "temperature": Annotated[float, Meta(ge=0, le=2)],
-    "top_p": Annotated[float, Meta(ge=0, le=1)],
-    "seed": Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)],
+    "top_p": Annotated[float, Meta(gt=0, le=1)],
+    "seed": Annotated[int, Meta(ge=0, le=SEED_MAX)],
     "stop": Stops,
     "presence_penalty": Penalty,
     "frequency_penalty": Penalty,
