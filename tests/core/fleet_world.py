@@ -32,8 +32,10 @@ EMBEDDINGS = "/v1/embeddings"
 CUSTOMER = CustomerId("customer")
 NO_REQUEST = RequestId("")
 MODEL = ModelNeeds(ModelId("model"), "small", "onnx", 500, (EMBEDDINGS,))
+LARGE_MODEL = ModelNeeds(ModelId("large-model"), "large", "llama", 3_000, (EMBEDDINGS,))
 SETTINGS = FleetSettings(units_per_lease_max=3)
 WHOLE_LEASE = WorkUnitId(-1)
+DAY_MS = 86_400_000
 
 
 class Car:
@@ -45,6 +47,15 @@ class Car:
         self.epoch = Epoch(0)
         self.refusals: tuple[Refusal, ...] = ()
         self.held: dict[LeaseId, list[WorkUnitId]] = {}
+
+
+def _can_run(vehicle: VehicleRecord, needs: ModelNeeds) -> bool:
+    offered = vehicle.capability
+    return (
+        offered is not None
+        and needs.runtime in offered.runtimes
+        and needs.memory_mb <= offered.memory_mb
+    )
 
 
 class World:
@@ -66,6 +77,7 @@ class World:
         self.history: list[tuple[ev.FleetEvent, ...]] = []
         self.happen(ev.ShardStarted(self.now_ms, settings))
         self.happen(ev.ModelAdded(self.now_ms, MODEL, NO_REQUEST))
+        self.happen(ev.ModelAdded(self.now_ms, LARGE_MODEL, NO_REQUEST))
 
     def happen(self, *events: ev.FleetEvent) -> list[fx.FleetEffect]:
         """Let the fleet handle events, keep the laws, and let the cars hear what they are told."""
@@ -133,8 +145,11 @@ class World:
         assert not vehicle.is_draining
         assert not vehicle.is_silent
         assert vehicle.quarantined_until_ms <= self.fleet.state.now_ms
+        needs = self.fleet.state.models[grant.model_id]
+        assert _can_run(vehicle, needs)
         online = sum(
-            one.epoch != 0 and not one.is_silent for one in self.fleet.state.vehicles.values()
+            one.epoch != 0 and not one.is_silent and _can_run(one, needs)
+            for one in self.fleet.state.vehicles.values()
         )
         for granted in grant.units:
             failed_on = self.fleet.state.units[granted.unit_id].failed_on
@@ -175,9 +190,11 @@ class World:
 
     # Cars.
 
-    def enrol(self, name: str, slots: int = 1) -> Car:
+    def enrol(self, name: str, slots: int = 1, *runtimes: str) -> Car:
         """A car joins and connects."""
         car = Car(VehicleId(f"veh-{name}"), slots)
+        if runtimes:
+            car.capability = Capability(runtimes, 4_000, slots)
         self.cars[car.vehicle_id] = car
         self.happen(ev.VehicleEnrolled(self.now_ms, car.vehicle_id, name, NO_REQUEST))
         self.connect(car)
@@ -315,7 +332,9 @@ class World:
 
     # The customer.
 
-    def create(self, name: str, requests: int, window_ms: int = 86_400_000) -> BatchId:
+    def create(
+        self, name: str, requests: int, window_ms: int = DAY_MS, model: ModelNeeds = MODEL
+    ) -> BatchId:
         """A customer asks for a batch."""
         batch_id = BatchId(name)
         self.happen(
@@ -324,7 +343,7 @@ class World:
                 batch_id,
                 CUSTOMER,
                 EMBEDDINGS,
-                (MODEL.model_id,),
+                (model.model_id,),
                 requests,
                 window_ms,
                 "file",
@@ -334,15 +353,17 @@ class World:
         )
         return batch_id
 
-    def submit(self, batch_id: BatchId, units: int) -> None:
+    def submit(self, batch_id: BatchId, units: int, model: ModelNeeds = MODEL) -> None:
         """A gateway has cut a batch into units of one request."""
-        specs = tuple(ev.UnitSpec(MODEL.model_id, 1, 100, at, 1, b"digest") for at in range(units))
+        specs = tuple(ev.UnitSpec(model.model_id, 1, 100, at, 1, b"digest") for at in range(units))
         self.happen(ev.BatchSubmitted(self.now_ms, batch_id, specs, 0, NO_REQUEST))
 
-    def batch(self, name: str, units: int, window_ms: int = 86_400_000) -> BatchId:
+    def batch(
+        self, name: str, units: int, window_ms: int = DAY_MS, model: ModelNeeds = MODEL
+    ) -> BatchId:
         """A batch from its creation to its waiting units."""
-        batch_id = self.create(name, units, window_ms)
-        self.submit(batch_id, units)
+        batch_id = self.create(name, units, window_ms, model)
+        self.submit(batch_id, units, model)
         return batch_id
 
     def assemble(self, batch_id: BatchId) -> None:

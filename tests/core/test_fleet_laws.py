@@ -12,7 +12,7 @@ from terafleet.core.fleet import Fleet
 from terafleet.core.ids import CustomerId, Epoch
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.core.work import BATCH_ENDS
-from tests.core.fleet_world import CUSTOMER, NO_REQUEST, SETTINGS, Car, World
+from tests.core.fleet_world import CUSTOMER, LARGE_MODEL, MODEL, NO_REQUEST, SETTINGS, Car, World
 
 STEPS = (
     "enrol",
@@ -50,11 +50,13 @@ STEPS = (
 def step(world: World, name: str, chance: random.Random) -> None:
     """Do one thing to a world; what can't be done at this moment is skipped."""
     if name == "enrol" and len(world.cars) < 5:
-        world.enrol(f"{len(world.history)}", slots=chance.randint(1, 3))
+        runtimes = chance.choice([("onnx",), ("onnx",), ("llama", "onnx")])
+        world.enrol(f"{len(world.history)}", chance.randint(1, 3), *runtimes)
         return
     if name == "batch":
         window_ms = chance.choice([30_000, 10_000_000])
-        world.batch(f"batch-{len(world.history)}", chance.randint(0, 7), window_ms)
+        model = chance.choice([MODEL, MODEL, LARGE_MODEL])
+        world.batch(f"batch-{len(world.history)}", chance.randint(0, 7), window_ms, model)
         return
     if name in ("tick", "long_tick"):
         world.tick(chance.randint(1, 25_000) * (100 if name == "long_tick" else 1))
@@ -162,7 +164,7 @@ def test_laws_hold_and_all_work_ends(seed: int, names: list[str]) -> None:
     world, chance = World(), random.Random(seed)
     for name in ["enrol", "enrol", "batch", *names]:
         step(world, name, chance)
-    world.enrol("last-one", slots=2)
+    world.enrol("last-one", 2, "llama", "onnx")
     for car in world.cars.values():
         world.drain(car, False)
     for _ in range(3):
@@ -202,7 +204,7 @@ def test_long_stories_end_well(seed: int) -> None:
     world, chance = World(), random.Random(seed)
     for name in [chance.choice(STEPS) for _ in range(300)]:
         step(world, name, chance)
-    world.enrol("last-one", slots=2)
+    world.enrol("last-one", 2, "llama", "onnx")
     for car in world.cars.values():
         world.drain(car, False)
     for _ in range(3):

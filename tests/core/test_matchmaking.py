@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terafleet.core.capability import CapabilityClass, ModelNeeds
+from terafleet.core import effects as fx
+from terafleet.core.capability import CapabilityClass
 from terafleet.core.ids import BatchId, ModelId, VehicleId, WorkUnitId
 from terafleet.core.matchmaking import (
     EXCLUSION_LOOK,
@@ -14,9 +15,10 @@ from terafleet.core.matchmaking import (
     lease_cost,
     rank,
 )
+from terafleet.core.reasons import Refusal, Waiting
 from terafleet.core.records import UnitRecord
 from terafleet.core.work import UnitState
-from tests.core.fleet_world import EMBEDDINGS, MODEL, World
+from tests.core.fleet_world import LARGE_MODEL, MODEL, World
 
 CAR, OTHER = VehicleId("veh-a"), VehicleId("veh-b")
 NO_LIMIT = 10**9
@@ -257,12 +259,21 @@ def test_work_is_spread_before_a_car_gets_a_second_lease() -> None:
     assert [len(world.leases(car)) for car in cars] == [1, 1]
 
 
-def test_models_that_only_some_cars_can_run_do_not_hold_up_the_others() -> None:
+def test_work_that_no_car_at_hand_can_run_does_not_hold_up_other_work() -> None:
     world = World()
+    strong = world.enrol("strong", 1, "llama", "onnx")
+    world.permit(strong, Refusal.UNPLUGGED)
+    stuck = world.batch("stuck", 3, model=LARGE_MODEL)
     car = world.enrol("a")
-    large = ModelNeeds(ModelId("large"), "large", "llama", 500, (EMBEDDINGS,))
-    world.vehicle(car)
-    index = world.fleet.state.index
-    stuck = index.shape(large)
-    stuck.add(unit(99), is_requeued=False)
-    assert index.feasible_ready(stuck) == []
+    world.batch("batch", 1)
+    assert len(world.leases(car)) == 1
+    assert world.records[stuck].waiting is Waiting.ALL_VEHICLES_REFUSE
+    world.permit(strong)
+    assert [grant.batch_id for grant in world.said(fx.GrantLease)] == [stuck]
+
+
+def test_a_car_that_can_do_more_is_kept_for_what_only_it_can_do() -> None:
+    world = World()
+    strong, weak = world.enrol("strong", 1, "llama", "onnx"), world.enrol("weak")
+    world.batch("batch", 1)
+    assert (len(world.leases(strong)), len(world.leases(weak))) == (0, 1)

@@ -1,6 +1,7 @@
 """A place for a control plane's data whose room a test takes away and gives back."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,7 +98,9 @@ def _try_tmpfs(folder: Path) -> str:
 
 def _unmount(folder: Path) -> None:
     # Lazily, so that a process that a failed test left behind does not keep it for ever.
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    program = shutil.which("umount")
+    assert program is not None
+    subprocess.run([program, "--lazy", str(folder)], check=True)
 
 
 def _mount(*arguments: str) -> None:
@@ -107,8 +110,8 @@ def _mount(*arguments: str) -> None:
 
 def _try_mount(*arguments: str) -> str:
     """Mount; what stood in the way, or empty."""
-    try:
-        done = subprocess.run(["mount", *arguments], check=False, capture_output=True, text=True)
-    except FileNotFoundError:
+    program = shutil.which("mount")
+    if program is None:
         return "there is no mount here"
+    done = subprocess.run([program, *arguments], check=False, capture_output=True, text=True)
     return done.stderr.strip() if done.returncode else ""

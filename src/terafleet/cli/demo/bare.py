@@ -1,8 +1,9 @@
-"""Embeds texts in one process without a fleet: what the fleet's answers and speed are held to.
+"""Embeds texts on this computer without a fleet: what the fleet's answers and speed are held to.
 
-Run as a program: `python -m terafleet.cli.demo.bare MODEL_FOLDER PAYLOAD VECTORS THREADS UNIT`.
-PAYLOAD holds JSON Lines of request bodies, VECTORS is written as a NumPy array, and one line of
-JSON with `requests`, `seconds` and `tokens` is printed.
+Run as a program: `python -m terafleet.cli.demo.bare MODEL PAYLOAD VECTORS WORKERS UNIT KIND`.
+MODEL is a folder, PAYLOAD holds JSON Lines of request bodies, VECTORS is written as a NumPy array,
+KIND is `threads` (of one process) or `processes`. One line of JSON with `requests`, `seconds` and
+`tokens` is printed.
 """
 
 import base64
@@ -10,30 +11,62 @@ import json
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 ENDPOINT = "/v1/embeddings"
+WARM_TIMES = 2
+
+_embedder: Any = None
+
+
+def _load(folder: Path) -> None:
+    """Load the model once a process; each worker uses one thread for one piece at a time."""
+    from terafleet.agent.runtime_host.embedder import Embedder
+
+    global _embedder
+    if _embedder is None:
+        _embedder = Embedder(folder, threads=1)
+
+
+def _answer(piece: bytes) -> tuple[bytes, int]:
+    answered: tuple[bytes, int] = _embedder.answer(piece, ENDPOINT)
+    return answered
+
+
+def _pool(kind: str, workers: int, folder: Path) -> Executor:
+    if kind == "threads":
+        return ThreadPoolExecutor(workers, initializer=_load, initargs=(folder,))
+    context = get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=_load, initargs=(folder,))
+
+
+def embed(
+    pieces: Sequence[bytes], kind: str, workers: int, folder: Path
+) -> tuple[float, list[tuple[bytes, int]]]:
+    """Answer all pieces; the seconds are without the load of the model and a first round."""
+    with _pool(kind, workers, folder) as pool:
+        # The first runs load the model and allocate; they are not timed.
+        list(pool.map(_answer, [pieces[0]] * workers * WARM_TIMES))
+        started_s = time.perf_counter()
+        answered = list(pool.map(_answer, pieces))
+        return time.perf_counter() - started_s, answered
 
 
 def main(arguments: list[str]) -> int:
-    """Embed a payload with one thread a core, in pieces of the fleet's unit size."""
+    """Embed a payload with a worker a core, in pieces of the fleet's unit size."""
     import numpy as np
 
-    from terafleet.agent.runtime_host.embedder import Embedder
-
     folder, payload_file, vectors_file = (Path(one) for one in arguments[:3])
-    threads, unit = int(arguments[3]), int(arguments[4])
-    embedder = Embedder(folder, threads=1)
+    workers, unit, kind = int(arguments[3]), int(arguments[4]), arguments[5]
     lines = payload_file.read_bytes().splitlines(keepends=True)
     pieces = [b"".join(lines[at : at + unit]) for at in range(0, len(lines), unit)]
-    embedder.answer(pieces[0], ENDPOINT)  # The first run allocates; it is not timed.
-    started_s = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        answered = list(pool.map(lambda piece: embedder.answer(piece, ENDPOINT), pieces))
-    seconds = time.perf_counter() - started_s
+    seconds, answered = embed(pieces, kind, workers, folder)
     vectors = [
         np.frombuffer(base64.b64decode(json.loads(line)["body"]["data"][0]["embedding"]), "<f4")
         for payload, _ in answered
@@ -41,9 +74,8 @@ def main(arguments: list[str]) -> int:
     ]
     np.save(vectors_file, np.stack(vectors))
     tokens = sum(count for _, count in answered)
-    sys.stdout.write(
-        json.dumps({"requests": len(lines), "seconds": seconds, "tokens": tokens}) + "\n"
-    )
+    figures = {"requests": len(lines), "seconds": seconds, "tokens": tokens}
+    sys.stdout.write(json.dumps(figures) + "\n")
     return 0
 
 

@@ -124,14 +124,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def run_alone(work: Path, model: Path, texts: Sequence[str]) -> tuple[Alone, Any]:
-    """Embed texts in a process of its own, a thread a core."""
+def run_alone(
+    work: Path, model: Path, texts: Sequence[str], kind: str = "threads"
+) -> tuple[Alone, Any]:
+    """Embed texts without a fleet, a worker a core: threads of one process, or processes."""
     payload, output = work / "alone.jsonl", work / "alone.npy"
     with payload.open("wb") as file:
         for text in texts:
             body = {"model": MODEL, "input": text, "encoding_format": "base64"}
             file.write(msgspec.json.encode(body) + b"\n")
-    command = [sys.executable, "-m", bare.__name__, model, payload, output, cores(), UNIT]
+    command = [sys.executable, "-m", bare.__name__, model, payload, output, cores(), UNIT, kind]
     ended = subprocess.run(
         [str(part) for part in command], capture_output=True, check=False, text=True
     )
