@@ -269,7 +269,7 @@ class World:
         """A result arrives; its unit succeeds by it if its lease stands, and else not."""
         is_due = self._is_due(event)
         unit = self.fleet.state.units.get(event.unit_id)
-        was = unit.state if unit is not None else None
+        had_succeeded = unit is not None and unit.state is UnitState.SUCCEEDED
         if is_due:
             self._done(self.cars[event.vehicle_id], event.lease_id, event.unit_id)
         self.arrive(event)
@@ -279,8 +279,9 @@ class World:
         if is_due and event.answers == unit.requests:
             assert unit.state is UnitState.SUCCEEDED
             self.accepted[event.unit_id] += 1
-        elif not is_due and was is not UnitState.WAITING:
-            assert unit.state is was, "what is not due changes nothing"
+        else:
+            has_succeeded = unit.state is UnitState.SUCCEEDED
+            assert has_succeeded == had_succeeded, "what is not due counts for nothing"
 
     def arrive(self, event: Receipt) -> None:
         """A receipt of any kind arrives; it is acknowledged if it bears the epoch that holds."""

@@ -62,7 +62,7 @@ class CarWorld:
         """Keep account of what the control plane may expect of the car."""
         match event:
             case ev.LeaseGranted(epoch=epoch, lease_id=lease_id, units=units):
-                if epoch == self.guard.epoch:
+                if epoch and epoch == self.guard.epoch:
                     self.granted[lease_id] = {unit.unit_id for unit in units}
             case ev.LeaseRevoked(lease_id=lease_id):
                 self.granted.pop(lease_id, None)

@@ -56,7 +56,7 @@ def step(world: World, name: str, chance: random.Random) -> None:
     if name == "batch":
         window_ms = chance.choice([30_000, 10_000_000])
         model = chance.choice([MODEL, MODEL, LARGE_MODEL])
-        world.batch(f"batch-{len(world.history)}", chance.randint(0, 7), window_ms, model)
+        world.batch(f"batch-{len(world.history)}", chance.choice([0, 1, 7, 40]), window_ms, model)
         return
     if name in ("tick", "long_tick"):
         world.tick(chance.randint(1, 25_000) * (100 if name == "long_tick" else 1))

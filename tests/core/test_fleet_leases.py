@@ -136,10 +136,11 @@ def test_the_fleet_learns_how_fast_a_car_is() -> None:
     assert len(grant.units) == 6, "60 s of its own speed"
 
 
-def test_a_result_that_comes_twice_counts_once_and_its_output_stays() -> None:
-    world = World(ONE)
+@pytest.mark.parametrize("units_per_lease", [1, 3])
+def test_a_result_that_comes_twice_counts_once_and_its_output_stays(units_per_lease: int) -> None:
+    world = World(FleetSettings(units_per_lease_max=units_per_lease))
     car = world.enrol("a")
-    batch_id = world.batch("batch", 2)
+    batch_id = world.batch("batch", 9)
     event = result(world, car)
     world.hand_in(event)
     before = world.fleet.snapshot()
@@ -157,9 +158,10 @@ def test_a_late_result_is_acknowledged_and_counts_for_nothing() -> None:
     late = result(world, car)
     world.permit(car, Refusal.UNPLUGGED)
     world.release(car)
-    world.permit(other)
-    world.hand_in(late)
-    assert world.said(fx.DropOutput) == [fx.DropOutput(late.lease_id, late.unit_id)]
+    for _ in range(2):
+        world.hand_in(late)
+        assert world.said(fx.DropOutput) == [fx.DropOutput(late.lease_id, late.unit_id)]
+        world.permit(other)
     assert world.vehicle(car).reward_micro == 0
     world.finish(other)
     assert world.records[batch_id].requests_completed == 1

@@ -459,6 +459,17 @@ def test_a_hello_tells_what_is_not_acknowledged_and_what_still_runs_or_waits() -
     assert world.guard.held() == (), "a lease that is given back is not held"
 
 
+def test_without_an_epoch_nothing_is_granted_and_nothing_renewed() -> None:
+    world = CarWorld()
+    world.work()
+    world.happen(ev.LinkFenced(world.now_ms, world.guard.epoch))
+    world.heartbeat(epoch=0)
+    assert world.guard.leases_end_ms == 0
+    world.grant(epoch=0)
+    assert world.effects == []
+    assert world.guard.lease_ids == ()
+
+
 # A restart of the agent.
 
 

@@ -70,13 +70,18 @@ class FleetStage:
             self.add_car(f"car-{number}", car_settings(slots))
         self.until(lambda: self.states().count("idle") == cars, "all cars idle")
 
-    def add_car(
-        self, name: str, settings: Mapping[str, Any], steps: list[dict[str, Any]] | None = None
-    ) -> str:
-        """Enrol a car and start its agent; without `steps` it stays parked. Returns its id."""
-        vehicle_id = self.fleet.enrol(name, settings, {"steps": steps or [PARKED]})
+    def add_car(self, name: str, settings: Mapping[str, Any]) -> str:
+        """Enrol a parked car and start its agent. Returns its id."""
+        vehicle_id = self.fleet.enrol(name, settings, {"steps": [PARKED]})
         self.fleet.start_car(name)
         return vehicle_id
+
+    def turn(self, car: str, **said: Any) -> None:
+        """From the next sample on a car's sensors say something else than that it is parked."""
+        timetable = self.fleet.car_folder(car) / "timetable.json"
+        fresh = timetable.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.encode({"steps": [{**PARKED, **said}]}))
+        fresh.replace(timetable)
 
     def client(self, retries: int = 8) -> OpenAI:
         """A customer with a key of their own."""

@@ -272,8 +272,12 @@ class Guard:
         self._renew(event.sent_ms, event.at_ms)
 
     def _heartbeat_answered(self, event: ev.HeartbeatAnswered) -> None:
-        if event.epoch == self._epoch:
+        if self._is_current(event.epoch):
             self._renew(event.sent_ms, event.at_ms)
+
+    def _is_current(self, epoch: Epoch) -> bool:
+        """Whether a message is of the connection that holds; 0 is none."""
+        return epoch != 0 and epoch == self._epoch
 
     def _renew(self, sent_ms: int, now_ms: int) -> None:
         end_ms = sent_ms + self._lease_ms - self._margin_ms
@@ -294,7 +298,7 @@ class Guard:
     # Leases.
 
     def _lease_granted(self, event: ev.LeaseGranted) -> None:
-        if event.epoch != self._epoch or event.lease_id in self._leases:
+        if not self._is_current(event.epoch) or event.lease_id in self._leases:
             return
         if self._state is not GuardState.PERMITTING:
             self._effects.append(ForgetLease(event.lease_id))

@@ -22,7 +22,7 @@ from terafleet.core.settings import FleetSettings
 from terafleet.protocol import shard as q
 from terafleet.protocol.manifest import Manifest
 
-CARS = 2
+CARS = 4
 SLOTS = 64
 UNITS_PER_BATCH = 50_000
 MANY = 16
@@ -99,6 +99,10 @@ class _Gateway:
                 self.done.set()
             self._spawn(q.BatchFilesWritten(work.batch_id, "", ""))
 
+    async def finish(self) -> None:
+        """Wait for the answers to what was still asked."""
+        await asyncio.gather(*self._tasks)
+
     def _spawn(self, question: q.AnyQuestion) -> None:
         task = asyncio.create_task(self.ask(question))
         self._tasks.add(task)
@@ -132,6 +136,7 @@ async def _drive(fleet: LocalFleet, model_id: ModelId, batches: int) -> float:
     async with asyncio.timeout(RUN_S_MAX):
         await gateway.done.wait()
     seconds = time.perf_counter() - started_s
+    await gateway.finish()
     await bus.close()
     return batches * UNITS_PER_BATCH / seconds
 
