@@ -286,7 +286,8 @@ def test_of_many_who_use_a_code_at_once_one_wins(tmp_path: Path) -> None:
         def use(number: int, row: CodeRow = row, barrier: threading.Barrier = barrier) -> None:
             vehicle = vehicle_row(f"veh-{row.code_sha256[0]}-{number}")
             barrier.wait()
-            answers.append(catalogues[number % 2].use_code(row.code_sha256, vehicle, 50))  # noqa: B023
+            catalogue = catalogues[number % 2]
+            answers.append(catalogue.use_code(row.code_sha256, vehicle, 50))  # noqa: B023
 
         threads = [threading.Thread(target=use, args=(number,)) for number in range(8)]
         for thread in threads:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from terafleet.core import guard_events as ev
 from terafleet.core.guard_effects import GuardState
 from terafleet.core.ids import LeaseId, WorkUnitId
-from terafleet.core.reasons import LeaseEnding
+from terafleet.core.reasons import Failure, LeaseEnding
 from tests.core.guard_world import CarWorld
 
 STEPS = (
@@ -109,8 +109,8 @@ def step_lease(world: CarWorld, name: str) -> None:
     if name == "unavailable":
         for model_id in world.preparing[:]:
             world.preparing.remove(model_id)
-            failure = "model_unavailable"
-            world.happen(ev.ModelUnavailable(world.now_ms, model_id, failure, "why"))  # type: ignore[arg-type]
+            failure = Failure.MODEL_UNAVAILABLE
+            world.happen(ev.ModelUnavailable(world.now_ms, model_id, failure, "why"))
 
 
 @settings(max_examples=200)

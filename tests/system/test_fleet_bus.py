@@ -18,7 +18,7 @@ from tests.system.slow_encoder import add_slow_encoder, slow_file
 __all__ = ["stage"]
 
 REQUESTS = 20_000
-REQUESTS_MANY = 50_000
+REQUESTS_MANY = 40_000
 SILENT_S = 25.0
 """Longer than a lease stands in the control plane (20 s), and than a dead link stays unnoticed."""
 
@@ -83,7 +83,7 @@ def test_a_restart_of_the_control_plane_restarts_no_running_work(
     stage.until(lambda: stage.states().count("idle") == 2, "both cars are idle")
     requests = 8
     client = stage.client()
-    batch = submit_file(client, slow_file(requests, texts=40))
+    batch = submit_file(client, slow_file(requests, texts=30))
     stage.until(lambda: sum(map(stage.has_runtime, stage.fleet.cars)) == 2, "both compute")
     stage.until_done(client, batch.id, 1)
     runtimes = [stage.runtime_process(name) for name in stage.fleet.cars]

@@ -1,106 +1,108 @@
 """A real language model, from `model add` to the text that its authors publish, and what the
 commands tell about it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 
 from tests.contract.models_on_disk import STORIES_TEXT
-from tests.system.fleet_stage import (
-    FleetStage,
-    car_settings,
-    line_of,
-    lines_of,
-    stage,
-    submit_file,
-)
-
-__all__ = ["stage"]
+from tests.system.fleet_stage import FleetStage, car_settings, line_of, lines_of, submit_file
 
 NAME = "stories"
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+CONTEXT_TOKENS = 512
+COMPLETIONS = "/v1/completions"
 PROMPT = "Once upon a time"
 TOKENS = 100
+ASKED: dict[str, Any] = {
+    "model": NAME,
+    "prompt": PROMPT,
+    "max_tokens": TOKENS,
+    "temperature": 0,
+}
 
 
-def test_a_language_model_says_what_its_authors_publish(
-    stage: FleetStage, tmp_path: Path, shared_file: Callable[[str], Path]
-) -> None:
+@pytest.fixture(scope="module")
+def stage(
+    tmp_path_factory: pytest.TempPathFactory, shared_file: Callable[[str], Path]
+) -> Iterator[FleetStage]:
+    """A control plane with the model, and a car that can run it."""
     model = shared_file("models/stories260k.gguf")
-    stage.fleet.start_plane()
-    added = stage.command("model", "add", NAME, str(model), "--context-tokens", "512", "--json")
-    assert added.returncode == 0, added.stderr
-    assert msgspec.json.decode(added.stdout)["manifest"]["runtime"] == "llama"
-    vehicle_id = stage.add_car("car-0", car_settings(slots=2, runtime="llama"))
-    stage.until(lambda: stage.states() == ["idle"], "the car is idle")
+    with FleetStage(tmp_path_factory.mktemp("languages")) as made:
+        made.fleet.start_plane()
+        tokens = ("--context-tokens", str(CONTEXT_TOKENS))
+        added = made.command("model", "add", NAME, str(model), *tokens, "--json")
+        assert added.returncode == 0, added.stderr
+        assert msgspec.json.decode(added.stdout)["manifest"]["runtime"] == "llama"
+        made.add_car("car-0", car_settings(slots=2, runtime="llama"))
+        made.until(lambda: made.states() == ["idle"], "the car is idle")
+        yield made
+
+
+def check_answer(line: dict[str, Any]) -> None:
+    body = line["response"]["body"]
+    (choice,) = body["choices"]
+    assert len(choice["text"]) > TOKENS
+    assert STORIES_TEXT.startswith(choice["text"])
+    assert choice["finish_reason"] == "length"
+    assert body["usage"]["completion_tokens"] == TOKENS
+    assert body["model"] == NAME
+
+
+def test_a_model_says_what_its_authors_publish(stage: FleetStage) -> None:
     client = stage.client()
     assert [one.id for one in client.models.list()] == [NAME]
-
-    asked = {"model": NAME, "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
-    lines = [line_of(f"story-{number}", asked, COMPLETIONS) for number in range(4)]
+    lines = [line_of(f"story-{number}", ASKED, COMPLETIONS) for number in range(4)]
     batch = stage.finish(client, submit_file(client, b"".join(lines), COMPLETIONS).id)
     assert batch.status == "completed"
     answers = lines_of(client, batch.output_file_id)
     assert [line["custom_id"] for line in answers] == [f"story-{number}" for number in range(4)]
     for line in answers:
-        body = line["response"]["body"]
-        assert body["choices"][0]["text"] and STORIES_TEXT.startswith(body["choices"][0]["text"])
-        assert body["choices"][0]["finish_reason"] == "length"
-        assert body["usage"]["completion_tokens"] == TOKENS
-        assert body["model"] == NAME
+        check_answer(line)
     assert batch.usage.output_tokens == 4 * TOKENS
 
-    check_what_is_told(stage, batch.id, vehicle_id, tmp_path)
+    # The operator is a customer too, and one who does not see what others have.
+    foreign = stage.command("batch", "results", batch.id)
+    assert (foreign.returncode, foreign.stdout) == (1, "")
+    assert "batch_not_found" in foreign.stderr
 
 
-def check_what_is_told(stage: FleetStage, batch_id: str, vehicle_id: str, folder: Path) -> None:
-    """The commands that a person asks afterwards."""
-    listed = msgspec.json.decode(stage.command("vehicle", "list", "--json").stdout)
-    (vehicle,) = listed["vehicles"]
-    assert (vehicle["vehicle_id"], vehicle["name"]) == (vehicle_id, "car-0")
-    assert (vehicle["state"], vehicle["refusals"], vehicle["attempts_lost"]) == ("idle", [], {})
-    assert vehicle["units_succeeded"] >= 1
-    assert vehicle["runtime_ms"] > 0
-
-    told = stage.command("story", batch_id).stdout.splitlines()
-    for word in ("asked for: 4 requests", f"granted to {vehicle_id}", "is completed: 4 of 4"):
-        assert any(word in line for line in told), told
-    about_car = stage.command("story", vehicle_id).stdout
-    assert "enrolled as car-0" in about_car
-    assert "handed in unit-1 under lease-1" in about_car
-
-    # The operator is a customer of its own and does not see what others have.
-    unknown = stage.command("batch", "results", batch_id)
-    assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert "batch_not_found" in unknown.stderr
-
-
-def test_a_batch_from_the_command_line(
-    stage: FleetStage, tmp_path: Path, shared_file: Callable[[str], Path]
-) -> None:
-    model = shared_file("models/stories260k.gguf")
-    stage.fleet.start_plane()
-    added = stage.command("model", "add", NAME, str(model), "--context-tokens", "512")
-    assert added.returncode == 0, added.stderr
-    stage.add_car("car-0", car_settings(slots=2, runtime="llama"))
+def test_what_the_commands_tell(stage: FleetStage, tmp_path: Path) -> None:
     requests = tmp_path / "requests.jsonl"
-    chat = {
-        "model": NAME,
-        "messages": [{"role": "user", "content": "Tell me a story."}],
-        "max_tokens": 12,
-    }
+    too_long = {**ASKED, "prompt": f"{PROMPT} " * CONTEXT_TOKENS}
     requests.write_bytes(
-        line_of("chat", chat, CHAT) + line_of("long", {**chat, "max_tokens": 9_999}, CHAT)
+        line_of("good", ASKED, COMPLETIONS) + line_of("too long", too_long, COMPLETIONS)
     )
     submitted = stage.command("batch", "submit", str(requests), "--wait", "--json")
     assert submitted.returncode == 0, submitted.stderr
     batch = msgspec.json.decode(submitted.stdout)
-    print(batch)
-    output, errors = tmp_path / "answers.jsonl", tmp_path / "errors.jsonl"
-    fetched = stage.command(
-        *("batch", "results", batch["id"], "-o", str(output), "--errors", str(errors))
-    )
-    print(fetched.stdout, fetched.stderr)
+    assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+
+    answers, errors = tmp_path / "answers.jsonl", tmp_path / "errors.jsonl"
+    files = ("-o", str(answers), "--errors", str(errors))
+    fetched = stage.command("batch", "results", batch["id"], *files)
     assert fetched.returncode == 0, fetched.stderr
-    print(output.read_text(), errors.read_text() if errors.exists() else None)
+    check_answer(msgspec.json.decode(answers.read_bytes()))
+    refused = msgspec.json.decode(errors.read_bytes())
+    assert refused["custom_id"] == "too long"
+    assert refused["response"]["status_code"] == 400
+    assert refused["response"]["body"]["error"]["code"] == "context_length_exceeded"
+    # Without files the answers go to stdout, and only they.
+    shown = stage.command("batch", "results", batch["id"])
+    assert shown.stdout == answers.read_text(encoding="utf-8")
+
+    listed = msgspec.json.decode(stage.command("vehicle", "list", "--json").stdout)
+    (vehicle,) = listed["vehicles"]
+    assert (vehicle["name"], vehicle["refusals"], vehicle["attempts_lost"]) == ("car-0", [], {})
+    assert vehicle["units_succeeded"] >= 1
+    assert vehicle["runtime_ms"] > 0
+
+    told = stage.command("story", batch["id"]).stdout.splitlines()
+    vehicle_id = vehicle["vehicle_id"]
+    for words in ("asked for: 2 requests", f"granted to {vehicle_id}", "completed: 2 of 2"):
+        assert any(words in line for line in told), told
+    about_car = stage.command("story", vehicle_id).stdout
+    assert f"{vehicle_id} enrolled as car-0" in about_car
+    assert f"{vehicle_id} handed in unit-" in about_car

@@ -64,7 +64,7 @@ def driver_read_ms(stage: FleetStage, car: str) -> int:
 def test_an_owner_who_comes_back_has_the_car_at_once(stage: FleetStage, tmp_path: Path) -> None:
     start_computing(stage, tmp_path, cars=2)
     client = stage.client()
-    batch = submit_file(client, slow_file(requests=8, texts=40))
+    batch = submit_file(client, slow_file(requests=8, texts=25))
     process_id = computing_process(stage, "car-0")
     stage.turn("car-0", is_driver_present=True)
 
@@ -97,7 +97,7 @@ def test_an_owner_who_comes_back_has_the_car_at_once(stage: FleetStage, tmp_path
 def test_no_runtime_outlives_its_agent(stage: FleetStage, tmp_path: Path) -> None:
     start_computing(stage, tmp_path, cars=1)
     client = stage.client()
-    batch = submit_file(client, slow_file(requests=4, texts=40))
+    batch = submit_file(client, slow_file(requests=4, texts=30))
     process_id = computing_process(stage, "car-0")
     kill(stage.fleet.cars["car-0"].process.pid)
     deadline_s = time.monotonic() + 2
@@ -115,7 +115,7 @@ def test_no_runtime_outlives_its_agent(stage: FleetStage, tmp_path: Path) -> Non
 def test_work_goes_on_while_the_link_is_cut(stage: FleetStage, tmp_path: Path) -> None:
     start_computing(stage, tmp_path, cars=1)
     client = stage.client()
-    batch = submit_file(client, slow_file(requests=6, texts=60))
+    batch = submit_file(client, slow_file(requests=6, texts=45))
     process_id = computing_process(stage, "car-0")
     before = stage.vehicle("car-0")
     ticks = cpu_ticks(process_id)
