@@ -104,6 +104,31 @@ def test_only_the_owner_reads_a_secret(tmp_path: Path) -> None:
     assert mode_of(folder.bus) == 0o700
 
 
+def test_a_first_start_that_was_cut_short_is_done_again(tmp_path: Path) -> None:
+    (tmp_path / "format.new").write_bytes(b"")
+    DataFolder(tmp_path)
+    assert contents(tmp_path) == {"format": b"%d\n" % FORMAT}
+
+
+@pytest.mark.parametrize("name", ["address.secret", "manifest.key", "operator.key"])
+@pytest.mark.parametrize("body", [b"", b"short"])
+def test_a_secret_that_is_not_whole_is_refused(tmp_path: Path, name: str, body: bytes) -> None:
+    folder = DataFolder(tmp_path)
+    folder.secrets()
+    (tmp_path / name).write_bytes(body)
+    with pytest.raises(DataFolderUnknown, match=name):
+        folder.secrets()
+    assert (tmp_path / name).read_bytes() == body
+
+
+def test_keys_of_the_bus_that_others_may_read_are_refused(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    folder.secrets()
+    (folder.bus / "operator.keys").chmod(0o644)
+    with pytest.raises(DataFolderUnknown, match=r"operator\.keys"):
+        folder.secrets()
+
+
 def test_nothing_half_written_is_left(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path / "data")
     folder.secrets()

@@ -256,6 +256,26 @@ def test_blobs_go_by_prefix_and_by_nothing_else(store: Store) -> None:
     assert store.delete_blobs("") == 5
 
 
+def test_blobs_are_named_by_prefix_and_in_their_order(store: Store) -> None:
+    names = ["b", "a/\U0001f697", "a/", "ab", "a/1", "a", "a/10", "A/1", "a%", "a/Z", "a/ä", "a0"]
+    store.commit(entry(1), [], [Blob(name, b"x") for name in names])
+    assert list(store.blob_names("a/")) == ["a/", "a/1", "a/10", "a/Z", "a/ä", "a/\U0001f697"]
+    assert list(store.blob_names("")) == sorted(names)
+    assert list(store.blob_names("a%")) == ["a%"]
+    assert list(store.blob_names("c")) == []
+    store.commit(entry(2), [], [Blob("a/1", None)])
+    assert "a/1" not in store.blob_names("a/")
+
+
+def test_many_names_come_in_pages_while_the_store_goes_on(store: Store) -> None:
+    names = [f"n/{number:06d}" for number in range(20_001)]
+    store.commit(entry(1), [], [Blob(name, b"") for name in names])
+    reading = store.blob_names("n/")
+    assert next(reading) == names[0]
+    store.commit(entry(2), [], [Blob(names[0], None), Blob("n/", b"")])
+    assert list(reading) == names[1:]
+
+
 def test_many_blobs_go_at_once(store: Store) -> None:
     store.commit(entry(1), [], [Blob(f"n/{i}", b"x" * 20_000) for i in range(600)])
     assert store.delete_blobs("n/") == 600

@@ -373,6 +373,20 @@ def test_a_batch_that_was_never_cut_expires_too() -> None:
     assert not world.fleet.state.batches
 
 
+def test_the_window_of_a_batch_that_has_ended_is_not_that_of_another_by_its_name() -> None:
+    world = World()
+    world.enrol("a")
+    world.happen(created())
+    world.happen(cancelled())
+    world.tick(1_000)
+    again = msgspec.structs.replace(created(), at_ms=world.now_ms)
+    world.happen(again)
+    world.tick(WINDOW_MS - 1)
+    assert world.records[BATCH].state is BatchState.VALIDATING
+    world.tick(1)
+    assert world.records[BATCH].state is BatchState.EXPIRED
+
+
 def test_a_batch_that_writes_its_files_does_not_expire() -> None:
     world = World()
     car = world.enrol("a")

@@ -51,7 +51,8 @@ def step(world: World, name: str, chance: random.Random) -> None:
     """Do one thing to a world; what can't be done at this moment is skipped."""
     if name == "enrol" and len(world.cars) < 5:
         runtimes = chance.choice([("onnx",), ("onnx",), ("llama", "onnx")])
-        world.enrol(f"{len(world.history)}", chance.randint(1, 3), *runtimes)
+        name = f"{chance.randint(0, 9)}-{len(world.history)}"
+        world.enrol(name, chance.randint(1, 3), *runtimes)
         return
     if name == "batch":
         window_ms = chance.choice([30_000, 10_000_000])
@@ -185,8 +186,21 @@ def test_a_restored_machine_goes_on_exactly_alike(seed: int, names: list[str], c
     world, chance = World(), random.Random(seed)
     for name in ["enrol", "enrol", "batch", *names]:
         step(world, name, chance)
-    cut = min(cut, len(world.history))
-    first, second = Fleet(), Fleet()
+    check_restored(world, min(cut, len(world.history)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_machine_restored_from_a_long_story_goes_on_exactly_alike(seed: int) -> None:
+    world, chance = World(), random.Random(seed)
+    for name in [chance.choice(STEPS) for _ in range(200)]:
+        step(world, name, chance)
+    for share in (3, 4, 5, 6, 7):
+        check_restored(world, len(world.history) * share // 8)
+
+
+def check_restored(world: World, cut: int) -> None:
+    """A machine restored after so many groups of events is the one that handled all of them."""
+    first = Fleet()
     for events in world.history[:cut]:
         first.handle(*events)
     second = Fleet(first.snapshot())

@@ -6,6 +6,7 @@ import pytest
 from terafleet.core import effects as fx
 from terafleet.core import events as ev
 from terafleet.core.capability import Capability
+from terafleet.core.fleet import Fleet
 from terafleet.core.ids import Epoch
 from terafleet.core.pricing import reward_micro
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal, UnitEnding
@@ -262,6 +263,27 @@ def test_what_waits_again_goes_before_what_never_ran() -> None:
     batch_id = world.batch("batch", 3)
     world.release(car)
     assert world.leases(car)[0].unit_ids == [world.units(batch_id)[0].unit_id]
+
+
+def test_a_snapshot_keeps_the_order_of_what_waits_again() -> None:
+    world = World(ONE)
+    cars = [world.enrol(name) for name in "abc"]
+    batch_id = world.batch("batch", 3)
+    first, second, third = world.units(batch_id)
+    holders = {
+        unit.unit_id: car
+        for car in cars
+        for unit in (first, second, third)
+        if world.leases(car)[0].unit_ids == [unit.unit_id]
+    }
+    for car in cars:
+        world.permit(car, Refusal.UNPLUGGED)
+    for unit in (third, first, second):
+        world.release(holders[unit.unit_id])
+    again = Fleet(world.fleet.snapshot())
+    world.permit(cars[0])
+    assert again.handle(*world.history[-1]) == world.effects
+    assert world.leases(cars[0])[0].unit_ids == [third.unit_id], "what came back first"
 
 
 def test_a_unit_that_three_cars_fail_is_at_fault_and_the_cars_are_not() -> None:

@@ -7,7 +7,7 @@ from terafleet.core import effects as fx
 from terafleet.core import events as ev
 from terafleet.core.capability import Capability
 from terafleet.core.fleet import Fleet
-from terafleet.core.ids import Epoch, LeaseId, RequestId, VehicleId, WorkUnitId
+from terafleet.core.ids import BatchId, Epoch, LeaseId, RequestId, VehicleId, WorkUnitId
 from terafleet.core.reasons import LeaseEnding, Refusal, Refused, Waiting
 from terafleet.core.records import VehicleState
 from terafleet.core.settings import FleetSettings
@@ -481,6 +481,17 @@ def test_a_snapshot_may_fall_between_the_end_of_a_quarantine_and_its_deadline() 
     event = ev.TimeAdvanced(world.now_ms)
     assert again.handle(event) == world.happen(event)
     assert world.said(fx.GrantLease)
+
+
+def test_a_snapshot_keeps_the_order_in_which_cars_became_ready() -> None:
+    world = World()
+    cars = [world.enrol(name) for name in "cab"]
+    again = Fleet(world.fleet.snapshot())
+    world.create("batch", 1)
+    again.handle(*world.history[-1])
+    world.submit(BatchId("batch"), 1)
+    assert again.handle(*world.history[-1]) == world.effects
+    assert world.leases(cars[-1]), "the latest is taken"
 
 
 # Why work waits.

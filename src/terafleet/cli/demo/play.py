@@ -369,7 +369,10 @@ def _tell(
             screen.say(f"     {score:.2f}  {name}  [dim]{first_line[:60]}[/]")
     screen.say("")
     screen.console.print(cars_at_the_end(figures["cars"]))
-    screen.say("* estimated from processor time; earned is in units of the operator's currency\n")
+    screen.say(
+        "* energy is estimated from processor time; vain: its part in attempts that were lost;\n"
+        "  earned is in units of the operator's currency\n"
+    )
     screen.say(
         f"{figures['requests']} requests in {figures['seconds']:.1f} s: "
         f"{figures['texts_per_s']:.0f} a second, {figures['throughput_share']:.0%} of one process "

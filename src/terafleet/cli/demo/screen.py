@@ -88,10 +88,10 @@ def cars_at_the_end(rows: Sequence[dict[str, object]]) -> Table:
     """What became of each car; `rows` as in the figures."""
     table = Table(title="The cars", title_justify="left", header_style="bold")
     table.add_column("car")
-    table.add_column("in this play")
-    for heading in ("units", "lost", "mWh*", "mWh in vain*", "earned"):
+    table.add_column("its part", no_wrap=True)
+    for heading in ("units", "lost", "mWh*", "vain*", "earned"):
         table.add_column(heading, justify="right")
-    table.add_column("why lost")
+    table.add_column("why lost", overflow="fold")
     for row in rows:
         lost = row["attempts_lost"]
         assert isinstance(lost, dict)

@@ -12,9 +12,9 @@ class Trouble(StrEnum):
     """What happens to a car in the middle of the job."""
 
     NONE = "stays"
-    OWNER = "owner drives off"
-    KILLED = "agent killed (SIGKILL)"
-    LINK = "loses its link"
+    OWNER = "owner leaves"
+    KILLED = "agent killed"
+    LINK = "link cut"
     LATE = "joins late"
 
 
