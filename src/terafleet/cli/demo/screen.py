@@ -91,7 +91,7 @@ def cars_at_the_end(rows: Sequence[dict[str, object]]) -> Table:
     table.add_column("its part", no_wrap=True)
     for heading in ("units", "lost", "mWh*", "vain*", "earned"):
         table.add_column(heading, justify="right")
-    table.add_column("why lost", overflow="fold")
+    table.add_column("why lost")
     for row in rows:
         lost = row["attempts_lost"]
         assert isinstance(lost, dict)
@@ -105,6 +105,6 @@ def cars_at_the_end(rows: Sequence[dict[str, object]]) -> Table:
             str(row["energy_mwh"]),
             str(row["energy_lost_mwh"]),
             f"{earned_micro / MICRO:.6f}",
-            ", ".join(f"{reason} {count}" for reason, count in lost.items()),
+            ", ".join(f"{reason.replace('_', ' ')} {count}" for reason, count in lost.items()),
         )
     return table
