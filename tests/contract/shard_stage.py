@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
-import msgspec
-
 from terafleet.bus.adapters.memory import MemoryBroker, MemoryBus
 from terafleet.bus.ports import Message, NoAnswer
 from terafleet.control.adapters.objects_memory import MemoryObjects
@@ -27,6 +25,7 @@ from terafleet.core.ids import (
 )
 from terafleet.core.reasons import Failure, Refusal
 from terafleet.core.settings import FleetSettings
+from terafleet.engine.adapters.memory import MemoryStore
 from terafleet.engine.ports import Store
 from terafleet.engine.settings import EngineSettings
 from terafleet.protocol import agent as wire
@@ -49,6 +48,11 @@ SETTINGS = ShardSettings(
         bytes_free_enough=0,
     ),
 )
+
+LINES = [f"line {number}\n".encode() for number in range(6)]
+"""The inputs of a small batch."""
+
+Reopen = Callable[[], Store]
 
 R = TypeVar("R", bound=q.Reply)
 W = TypeVar("W", bound=q.GatewayWork)
@@ -250,7 +254,7 @@ class FakeCar:
 class ShardStage:
     """One record, the shard that works on it at present, a gateway and cars."""
 
-    def __init__(self, reopen: Callable[[], Store], settings: ShardSettings = SETTINGS) -> None:
+    def __init__(self, reopen: Reopen, settings: ShardSettings = SETTINGS) -> None:
         self.reopen = reopen
         self.settings = settings
         self.broker = MemoryBroker()
@@ -323,7 +327,12 @@ class ShardStage:
         return [line.text for line in story.lines]
 
 
-def with_settings(**fleet: int) -> ShardSettings:
-    """The settings of a stage, with some of the fleet's changed."""
-    changed = msgspec.structs.replace(SETTINGS.fleet, **fleet)
-    return msgspec.structs.replace(SETTINGS, fleet=changed)
+def units_of(car: FakeCar) -> list[WorkUnitId]:
+    """The units that a car holds."""
+    return [unit.unit_id for units in car.leases.values() for unit in units]
+
+
+def reopen_memory() -> Reopen:
+    """A store in memory that opens as itself again."""
+    store = MemoryStore()
+    return lambda: store

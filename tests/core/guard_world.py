@@ -9,12 +9,13 @@ from terafleet.core.guard_effects import GuardState
 from terafleet.core.ids import Epoch, LeaseId, ModelId, WorkUnitId
 from terafleet.core.policy import OwnerPolicy
 from terafleet.core.readings import Readings
-from terafleet.core.reasons import Failure
+from terafleet.core.reasons import Failure, LeaseEnding
 
 MODEL = ModelId("model")
 POLICY = OwnerPolicy(settle_ms=1_000, stale_ms=5_000, release_ms=500)
 LEASE_MS, MARGIN_MS = 20_000, 4_000
 ENDPOINT = "/v1/embeddings"
+WHOLE_LEASE = WorkUnitId(-1)
 
 F = TypeVar("F", bound=fx.GuardEffect)
 
@@ -153,6 +154,8 @@ class CarWorld:
                 break
             self.now_ms = max(self.now_ms, deadline_ms)
             self.happen(ev.GuardTimeAdvanced(self.now_ms))
+            next_ms = self.guard.next_deadline_ms()
+            assert next_ms is None or next_ms > self.now_ms, "a deadline that has come is over"
         self.now_ms = end_ms
         self.check()
 
@@ -241,3 +244,19 @@ class CarWorld:
         for receipt in self.guard.receipts()[:1]:
             event = ev.ReceiptAcknowledged(self.now_ms, receipt.lease_id, receipt.unit_id)
             self.happen(event)
+
+
+def unit(lease_id: LeaseId, at: int = 0) -> WorkUnitId:
+    """The number of a lease's unit."""
+    return WorkUnitId(lease_id * 100 + at)
+
+
+def state_of(world: CarWorld) -> GuardState:
+    """What the guard is about."""
+    return world.guard.state
+
+
+def endings(world: CarWorld) -> list[tuple[LeaseId, LeaseEnding | None]]:
+    """The leases that the last event gave back."""
+    said = [one for one in world.said(fx.SendReceipt) if one.unit_id == WHOLE_LEASE]
+    return [(one.lease_id, one.ending) for one in said]

@@ -241,8 +241,8 @@ def test_a_batch_whose_window_ends_before_it_is_done(stage: FleetStage) -> None:
 
 def waiting_of(client: openai.OpenAI, batch_id: str) -> str | None:
     """Why a batch waits: a field of ours, which the client hands on as it came."""
-    progress: dict[str, Any] = client.batches.retrieve(batch_id).terafleet  # type: ignore[attr-defined]
-    waiting: str | None = progress["waiting"]
+    batch: Any = client.batches.retrieve(batch_id)
+    waiting: str | None = batch.terafleet["waiting"]
     return waiting
 
 

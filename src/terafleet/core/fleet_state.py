@@ -212,11 +212,12 @@ class FleetState:
         if batch.state is not BatchState.IN_PROGRESS or batch.units_running:
             return None
         groups = self._groups_for(batch.model_ids)
-        return waiting_reason(
-            sum(group.online for group in groups),
-            sum(group.permitting for group in groups),
-            sum(self._is_held_back(vehicle_id, groups) for vehicle_id in self.quarantined),
-        )
+        permitting = sum(group.permitting for group in groups)
+        quarantined = len(self.quarantined)
+        if quarantined >= permitting:
+            # Only then does it matter that some of them are other cars than these.
+            quarantined = sum(self._is_held_back(one, groups) for one in self.quarantined)
+        return waiting_reason(sum(group.online for group in groups), permitting, quarantined)
 
     def _is_held_back(self, vehicle_id: VehicleId, groups: list[VehicleGroup]) -> bool:
         """Whether nothing but its quarantine keeps a car of these groups from work."""

@@ -16,6 +16,7 @@ from terafleet.engine.ports import Record
 from terafleet.protocol.addresses import sign_address
 from terafleet.protocol.agent import (
     INLINE_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
     Acknowledge,
     Grant,
     Grants,
@@ -45,6 +46,10 @@ WINDOWS_MAX = 256
 
 GRANT_BYTES_MAX = 1024 * 1024
 """Grants of a car are sent in messages of about this size."""
+
+
+DETAILS_BYTES_MAX = MESSAGE_BYTES_MAX // 2
+"""How much the words to all of a batch's lost units may take in one message."""
 
 
 class Addresses:
@@ -233,8 +238,10 @@ class Performer:
         )
 
     def _assemble(self, effect: fx.AssembleOutput) -> None:
+        # A batch of many units that all failed with long words must still fit into a message.
+        room = DETAILS_BYTES_MAX // max(1, len(effect.outcomes))
         outcomes = tuple(
-            Outcome(one.unit_id, one.requests, one.lease_id, one.ending, one.detail)
+            Outcome(one.unit_id, one.requests, one.lease_id, one.ending, _cut(one.detail, room))
             for one in effect.outcomes
         )
         self._ask_gateway(
@@ -252,6 +259,11 @@ class Performer:
         except BusUnavailable:
             # The fleet asks again after a while.
             return
+
+
+def _cut(text: str, bytes_max: int) -> str:
+    """The beginning of a text, as much as its encoding has room for."""
+    return text.encode()[:bytes_max].decode(errors="ignore")
 
 
 _METHODS: dict[type, Callable[[Performer, Any], None]] = {
