@@ -78,10 +78,7 @@ class FleetStage:
 
     def turn(self, car: str, **said: Any) -> None:
         """From the next sample on a car's sensors say something else than that it is parked."""
-        timetable = self.fleet.car_folder(car) / "timetable.json"
-        fresh = timetable.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode({"steps": [{**PARKED, **said}]}))
-        fresh.replace(timetable)
+        self.fleet.write_timetable(car, {"steps": [{**PARKED, **said}]})
 
     def client(self, retries: int = 8) -> OpenAI:
         """A customer with a key of their own."""

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 
 from terafleet.agent.identity import IdentityRefused, enrol
@@ -136,6 +137,8 @@ class LocalFleet:
             **self._plane_settings,
         }
         arguments = ["-m", "terafleet.cli.plane", msgspec.json.encode(settings).decode()]
+        # It is written last, so a fresh one says that all parts are up.
+        (self.data / "url").unlink(missing_ok=True)
         self.plane = Child("control plane", arguments, self.folder / "control.log")
         deadline_s = time.monotonic() + START_S
         while not self._answers():
@@ -144,10 +147,10 @@ class LocalFleet:
             time.sleep(LOOK_AGAIN_S)
 
     def _answers(self) -> bool:
+        """Whether the gateway is up and the shard answers it; the port is open long before."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1.0):
-                return (self.data / "url").exists()
-        except OSError:
+            return all(httpx.get(f"{self.url}{path}").is_success for path in ("/", "/healthz"))
+        except httpx.TransportError:
             return False
 
     def car_folder(self, name: str) -> Path:

@@ -299,7 +299,8 @@ async def _keep_bus(server: NatsServer) -> None:
         await asyncio.sleep(BUS_RESTART_S)
         if not server.is_running:
             log.error("bus_ended_starting_again")
-            with contextlib.suppress(NatsServerFailed, PortInUse):
+            # Whatever is in the way now, such as a full disk, may be out of it a second later.
+            with contextlib.suppress(NatsServerFailed, PortInUse, OSError):
                 await server.start()
 
 
