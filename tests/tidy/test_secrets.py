@@ -78,7 +78,7 @@ def test_a_planted_fault_is_found(text: str, word: str) -> None:
     "text",
     [
         "https://www.apache.org/licenses/",
-        "https://example.com/home/index.html and ./work/x and ~/.cache",
+        "https://example.com/home/index.html and ./here/x and ~/.cache",
         "PyPI has a simple index of wheels",
         "http://127.0.0.1:8080/v1/models",
         "sqlite:///var/lib/terafleet/record.db",
