@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ STEPS = (
     "well", "well", "driver", "drive", "unplug", "empty", "hot", "blind", "tick", "long_tick",
     "heartbeat", "heartbeat", "grant", "grant", "old_grant", "model", "model", "finish", "finish",
     "break", "exit", "acknowledge", "revoke", "welcome", "fence", "restart", "unavailable",
-    "late_heartbeat", "old_heartbeat", "late_finish", "nan", "pause",
+    "late_heartbeat", "old_heartbeat", "late_finish", "nan", "pause", "work", "work", "work",
 )  # fmt: skip
 
 
@@ -48,6 +49,8 @@ def step(world: CarWorld, name: str, chance: random.Random) -> None:
             world.tick(chance.randint(1, 20_000))
         case "heartbeat":
             world.heartbeat()
+        case "work":
+            work(world, chance)
         case "late_heartbeat":
             world.heartbeat(ago_ms=chance.randint(0, 30_000))
         case "old_heartbeat":
@@ -75,6 +78,18 @@ def step(world: CarWorld, name: str, chance: random.Random) -> None:
             world.restart(from_snapshot=chance.random() < 0.5)
         case _:
             step_lease(world, name)
+
+
+def work(world: CarWorld, chance: random.Random) -> None:
+    """Bring a car to compute, if nothing is in the way."""
+    if world.guard.epoch:
+        world.heartbeat()
+    else:
+        world.welcome()
+    world.permit()
+    if len(world.guard.lease_ids) < world.slots:
+        world.grant(chance.randint(1, 3))
+    world.model_ready()
 
 
 def late_finish(world: CarWorld) -> None:
@@ -155,3 +170,21 @@ def test_a_well_car_permits_in_the_end(seed: int, names: list[str]) -> None:
         world.tick(1_000)
     assert world.guard.state is GuardState.PERMITTING
     assert world.guard.refusals == ()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_long_stories_of_a_car_end_well(seed: int) -> None:
+    chance = random.Random(seed)
+    world = CarWorld(slots=1 + seed % 3)
+    seen = set()
+    for name in [chance.choice(STEPS) for _ in range(400)]:
+        step(world, name, chance)
+        seen.add(world.guard.state)
+    assert seen == set(GuardState), "a story without a state proves little"
+    assert len(world.sent) > 50
+    world.read(is_driver_present=True)
+    assert not world.running
+    assert not world.guard.lease_ids
+    while world.guard.receipts():
+        world.acknowledge()
+    assert world.guard.held() == ()

@@ -89,6 +89,14 @@ class Child:
         return "\n".join(lines[-8:])
 
 
+def _is_ready(client: httpx.Client) -> bool:
+    """Whether the gateway is up and the shard answers it; the port is open long before."""
+    try:
+        return all(client.get(path).is_success for path in ("/", "/healthz"))
+    except httpx.TransportError:
+        return False
+
+
 def _toml(settings: Mapping[str, Any]) -> str:
     """Settings of one level of tables as TOML; its scalars and lists are written as in JSON."""
     tables = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
@@ -141,17 +149,11 @@ class LocalFleet:
         (self.data / "url").unlink(missing_ok=True)
         self.plane = Child("control plane", arguments, self.folder / "control.log")
         deadline_s = time.monotonic() + START_S
-        while not self._answers():
-            if not self.plane.is_running or time.monotonic() > deadline_s:
-                raise LocalFleetFailed(f"the control plane: {self.plane.last_words()}")
-            time.sleep(LOOK_AGAIN_S)
-
-    def _answers(self) -> bool:
-        """Whether the gateway is up and the shard answers it; the port is open long before."""
-        try:
-            return all(httpx.get(f"{self.url}{path}").is_success for path in ("/", "/healthz"))
-        except httpx.TransportError:
-            return False
+        with httpx.Client(base_url=self.url, trust_env=False) as client:
+            while not _is_ready(client):
+                if not self.plane.is_running or time.monotonic() > deadline_s:
+                    raise LocalFleetFailed(f"the control plane: {self.plane.last_words()}")
+                time.sleep(LOOK_AGAIN_S)
 
     def car_folder(self, name: str) -> Path:
         """A car's data folder."""

@@ -8,8 +8,10 @@ from terafleet.core.fleet_state import FleetState
 from terafleet.core.ids import Epoch, LeaseId, VehicleId, WorkUnitId
 from terafleet.core.reasons import LeaseEnding, Refused
 from terafleet.core.records import VehicleRecord
+from terafleet.core.work import BatchState
 
 NO_EPOCH = Epoch(0)
+GATEWAY_WAIT_MS = 1_000
 
 
 def shard_started(fleet: FleetState, event: ev.ShardStarted) -> None:
@@ -20,6 +22,11 @@ def shard_started(fleet: FleetState, event: ev.ShardStarted) -> None:
             vehicle.is_silent = False
             fleet.recount(vehicle)
             fleet.effects.append(AskHello(vehicle.vehicle_id))
+    for batch in fleet.batches.values():
+        if batch.state is not BatchState.IN_PROGRESS:
+            # What a gateway was asked before is lost; it needs a moment to listen again.
+            batch.ask_again_ms = fleet.now_ms + GATEWAY_WAIT_MS
+            fleet.deadlines.add(batch.ask_again_ms, DeadlineKind.GATEWAY, batch.batch_id)
 
 
 def vehicle_enrolled(fleet: FleetState, event: ev.VehicleEnrolled) -> None:
