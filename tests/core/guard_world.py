@@ -210,9 +210,9 @@ class CarWorld:
         self.model_ready()
         return lease_id
 
-    def model_ready(self) -> None:
+    def model_ready(self, *only: ModelId) -> None:
         """What is being prepared stands in memory."""
-        for model_id in self.preparing[:]:
+        for model_id in only or self.preparing[:]:
             self.preparing.remove(model_id)
             self.happen(ev.ModelReady(self.now_ms, model_id))
 

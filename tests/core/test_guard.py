@@ -150,6 +150,20 @@ def test_each_slot_runs_one_attempt() -> None:
     assert (third, unit(third)) in world.running
 
 
+def test_a_free_slot_goes_to_the_lease_that_was_granted_first() -> None:
+    world = CarWorld()
+    world.welcome()
+    world.permit()
+    first, second = world.grant(model_id=OTHER_MODEL), world.grant(units=3)
+    world.model_ready(MODEL)
+    assert list(world.running) == [(second, unit(second))], "the first one's model is not ready"
+    world.finish()
+    assert list(world.running) == [(second, unit(second, 1))]
+    world.model_ready(OTHER_MODEL)
+    world.finish()
+    assert list(world.running) == [(first, unit(first))]
+
+
 def test_a_model_is_prepared_once() -> None:
     world = CarWorld(slots=2)
     world.work()
