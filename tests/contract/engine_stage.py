@@ -62,15 +62,17 @@ class StageStore:
     def recover(self) -> Recovered:
         return self.inner.recover()
 
-    def commit(self, entry: JournalEntry, records: Sequence[Record], blobs: Sequence[Blob]) -> None:
+    def commit(
+        self, entries: Sequence[JournalEntry], records: Sequence[Record], blobs: Sequence[Blob]
+    ) -> None:
         assert self.gate.wait(WAIT_S)
         is_cut = self.cut_after == 0
         if self.cut_after is not None:
             self.cut_after -= 1
         if is_cut and not self.is_cut_after_write:
             raise PowerCut
-        self.inner.commit(entry, records, blobs)
-        self.log.append(entry)
+        self.inner.commit(entries, records, blobs)
+        self.log.extend(entries)
         if is_cut:
             raise PowerCut
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -10,12 +10,25 @@ from msgspec.structs import replace
 from terafleet.bus.ports import Bus, Message, Subscription
 from terafleet.control.ports import Objects
 from terafleet.core.events import UnitSpec
-from terafleet.core.ids import BatchId, LeaseId, WorkUnitId, input_name, output_name
+from terafleet.core.ids import (
+    BatchId,
+    LeaseId,
+    ReceiptId,
+    VehicleId,
+    WorkUnitId,
+    input_name,
+    large_output_name,
+    vehicle_outputs_folder,
+)
 from terafleet.core.reasons import Refused
 from terafleet.core.work import BATCH_ENDS, BatchState
 from terafleet.protocol import shard as sh
+from terafleet.protocol.parcel import pack, unpack
 
 MESSAGE_BYTES_MAX = 1_000_000
+
+VEHICLE = VehicleId("veh-fakefakefa")
+"""The car that has done everything."""
 
 Give = Callable[[dict[str, object]], dict[str, object]]
 """What a car answers to the body of a request: `status_code` and `body`."""
@@ -42,7 +55,8 @@ class FakeShard:
         self.views: dict[str, sh.BatchView] = {}
         self.created: dict[str, sh.CreateBatch] = {}
         self.units: dict[str, tuple[UnitSpec, ...]] = {}
-        self.inline: dict[tuple[int, int], bytes] = {}
+        self.parcels: dict[tuple[LeaseId, ReceiptId], bytes] = {}
+        self.units_per_receipt = 1
         self.refuse: dict[type[sh.Question], sh.Answered] = {}
         self.refuse_once: dict[type[sh.Question], sh.Answered] = {}
         self.silent_after: type[sh.Question] | None = None
@@ -72,28 +86,45 @@ class FakeShard:
 
     async def compute(self, batch_id: str, give: Give = embedded) -> list[sh.Outcome]:
         """Let cars answer all units of a batch; the outputs lie in the record."""
-        outcomes = []
-        for spec in self.units[batch_id]:
-            name = input_name(BatchId(batch_id))
-            body = await self._objects.read(name, spec.offset, spec.length)
-            assert hashlib.sha256(body).digest() == spec.digest
-            lines = [give(msgspec.json.decode(line)) for line in body.splitlines()]
-            assert len(lines) == spec.requests
-            outcome = self._outcome(spec)
-            self.inline[outcome.lease_id, outcome.unit_id] = b"".join(
-                msgspec.json.encode(line) + b"\n" for line in lines
-            )
-            outcomes.append(outcome)
+        specs, outcomes = self.units[batch_id], []
+        for begin in range(0, len(specs), self.units_per_receipt):
+            of_receipt = specs[begin : begin + self.units_per_receipt]
+            done = self._outcomes(of_receipt)
+            bodies = [await self._output(batch_id, spec, give) for spec in of_receipt]
+            unit_ids = [one.unit_id for one in done]
+            key = (done[0].lease_id, done[0].receipt_id)
+            self.parcels[key] = pack(zip(unit_ids, bodies, strict=True))
+            outcomes += done
         return outcomes
 
-    async def put_away(self, outcome: sh.Outcome) -> None:
-        """Move an output from the record to the objects, where large ones lie."""
-        body = self.inline.pop((outcome.lease_id, outcome.unit_id))
+    async def _output(self, batch_id: str, spec: UnitSpec, give: Give) -> bytes:
+        name = input_name(BatchId(batch_id))
+        body = await self._objects.read(name, spec.offset, spec.length)
+        assert hashlib.sha256(body).digest() == spec.digest
+        lines = [give(msgspec.json.decode(line)) for line in body.splitlines()]
+        assert len(lines) == spec.requests
+        return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+
+    def hand_in(self, outcome: sh.Outcome, body: bytes) -> None:
+        """Let the receipt of a unit hold this output instead of what was computed."""
+        key = (outcome.lease_id, outcome.receipt_id)
+        self.parcels[key] = pack({**unpack(self.parcels[key]), outcome.unit_id: body}.items())
+
+    async def put_away(self, batch_id: str, outcome: sh.Outcome) -> str:
+        """Move an output that came alone from the record to the objects, where large ones lie.
+
+        The name of the object.
+        """
+        parcel = unpack(self.parcels.pop((outcome.lease_id, outcome.receipt_id)))
+        (body,) = parcel.values()
+        folder = vehicle_outputs_folder(BatchId(batch_id), outcome.vehicle_id)
+        name = f"{folder}{large_output_name(outcome.lease_id, outcome.unit_id)}"
 
         async def pieces() -> AsyncIterator[bytes]:
             yield body
 
-        await self._objects.write(output_name(outcome.lease_id, outcome.unit_id), pieces())
+        await self._objects.write(name, pieces())
+        return name
 
     def assemble_of(self, batch_id: str, outcomes: list[sh.Outcome]) -> sh.Assemble:
         """What a gateway is asked when all units of a batch have ended."""
@@ -103,10 +134,15 @@ class FakeShard:
             created.batch_id, created.customer_id, created.input_file_id, tuple(outcomes)
         )
 
-    def _outcome(self, spec: UnitSpec) -> sh.Outcome:
-        self._units += 1
-        unit_id, lease_id = WorkUnitId(self._units), LeaseId(7_000 + self._units)
-        return sh.Outcome(unit_id, spec.requests, lease_id, None, "")
+    def _outcomes(self, specs: Sequence[UnitSpec]) -> list[sh.Outcome]:
+        """Outcomes of units whose outputs one receipt brought."""
+        first = self._units + 1
+        self._units += len(specs)
+        lease_id, receipt_id = LeaseId(7_000 + first), ReceiptId(first)
+        return [
+            sh.Outcome(WorkUnitId(at), spec.requests, lease_id, receipt_id, VEHICLE, None, "")
+            for at, spec in enumerate(specs, first)
+        ]
 
     def _receive(self, message: Message) -> None:
         question = sh.QUESTION_DECODER.decode(message.body)
@@ -127,8 +163,8 @@ class FakeShard:
                 return view
             case sh.ListBatches():
                 return self._list(question)
-            case sh.GetOutputs(attempts):
-                return self._outputs(attempts)
+            case sh.GetOutputs(outputs):
+                return self._outputs(outputs)
             case sh.CreateBatch():
                 return self._create(question)
             case sh.CancelBatch(batch_id) if self.views[batch_id].state in BATCH_ENDS:
@@ -205,11 +241,12 @@ class FakeShard:
         end = begin + question.limit
         return sh.BatchList(tuple(views[begin:end]), end < len(views))
 
-    def _outputs(self, attempts: tuple[tuple[LeaseId, WorkUnitId], ...]) -> sh.Outputs:
+    def _outputs(self, outputs: tuple[tuple[LeaseId, ReceiptId, WorkUnitId], ...]) -> sh.Outputs:
         bodies: list[bytes | None] = []
         room = MESSAGE_BYTES_MAX
-        for attempt in attempts:
-            body = self.inline.get(attempt)
+        for lease_id, receipt_id, unit_id in outputs:
+            parcel = self.parcels.get((lease_id, receipt_id))
+            body = None if parcel is None else unpack(parcel).get(unit_id, b"")
             room -= len(body or b"")
             if room < 0 and bodies:
                 break

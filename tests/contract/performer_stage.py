@@ -27,21 +27,25 @@ from terafleet.agent.ports import (
     RuntimeWork,
     SandboxReport,
 )
+from terafleet.agent.results import ResultHooks
 from terafleet.agent.runtime_keeper import RuntimeKeeper
 from terafleet.bus.ports import Bus, BusUnavailable
 from terafleet.core import guard_effects as fx
 from terafleet.core import guard_events as ev
 from terafleet.core.capability import Capability
-from terafleet.core.ids import LeaseId, ModelId, VehicleId, WorkUnitId
+from terafleet.core.ids import LeaseId, ModelId, VehicleId, WorkUnitId, large_output_name
 from terafleet.core.reasons import Failure
 from terafleet.engine.adapters.memory import MemoryStore
 from terafleet.engine.ports import Blob, JournalEntry
-from terafleet.protocol.agent import Grant, OfferedUnit, Receipt
+from terafleet.protocol.addresses import address_below
+from terafleet.protocol.agent import INLINE_BYTES_MAX, Grant, OfferedUnit, Receipt
 from tests.contract.agent_stage import FakeGateway, FakeModel, no_pause, until
 from tests.contract.link_stage import FakeGuard
 from tests.contract.virtual_time import VirtualTime
 
 LINE = b'{"status_code":200,"body":{}}\n'
+INPUT = b"{}\n" * 3
+OUTPUTS_ADDRESS = "/out/b/a-car/?signature=s"
 CORE_POWER_MW = 3_600_000
 """With it a millisecond of processor time is one mWh."""
 
@@ -58,7 +62,8 @@ class FakeRuntime:
         self.load_failure: RuntimeFailure | None = None
         self.load_gate = asyncio.Event()
         self.load_gate.set()
-        self.outcomes: dict[str, RuntimeResult | RuntimeFailure] = {}
+        self.at_once: dict[str, RuntimeResult | RuntimeFailure] = {}
+        """Outcomes of attempts that do not wait for the test."""
         self.running: dict[str, asyncio.Future[RuntimeResult | RuntimeFailure]] = {}
         self.kill_gate = asyncio.Event()
         self.kill_gate.set()
@@ -82,9 +87,12 @@ class FakeRuntime:
         return self.load_failure or RuntimeLoaded(model.model_id, 1, 1)
 
     async def run(self, work: RuntimeWork) -> RuntimeResult | RuntimeFailure:
-        """Runs until the test gives the outcome."""
+        """Runs until the test gives the outcome, unless it has given it before."""
         self.asked.append(f"run {work.attempt_id}")
-        assert self.is_up
+        if not self.is_up:
+            return RuntimeFailure(work.attempt_id, Failure.RUNTIME_CRASHED, "it does not run")
+        if work.attempt_id in self.at_once:
+            return self.at_once.pop(work.attempt_id)
         self.running[work.attempt_id] = asyncio.get_running_loop().create_future()
         return await self.running[work.attempt_id]
 
@@ -122,6 +130,10 @@ class FakeRuntime:
         """An attempt ends well."""
         self.end(attempt_id, RuntimeResult(attempt_id, payload, 30, 5, cpu_ms))
 
+    def answer_at_once(self, attempt_id: str, payload: bytes = LINE * 3) -> None:
+        """An attempt that is yet to come will end well without a wait."""
+        self.at_once[attempt_id] = RuntimeResult(attempt_id, payload, 30, 5, 40)
+
     def die(self, reason: Failure) -> None:
         """The process is gone."""
         self.is_up = False
@@ -157,14 +169,10 @@ class Stage:
         self.cache.learn_address(self.model.model_id, self.model.address)
         spawn = self.deeds.spawn
         self.keeper = RuntimeKeeper({"noop": self.runtime}, self._exited, spawn)
-        self.deliveries = Deliveries(
-            self.store, self.way, self._hand_in, self._discard, spawn, no_pause
-        )
+        self.deliveries = self.new_deliveries()
         self.attempts = Attempts(
             Surroundings(
-                submit=self._submit,
-                keep_output=self.deliveries.keep,
-                clock=self.time.clock,
+                results=ResultHooks(self._submit, self.deliveries.expect_large, self.time.clock),
                 inputs=self.inputs,
                 gateway=self.way,
                 runtime_of=lambda one: self.keeper.running(self.performer.kind_of(one)),
@@ -193,6 +201,11 @@ class Stage:
             await self.deeds.stop()
             await self.way.close()
 
+    def new_deliveries(self) -> Deliveries:
+        """As those of a process that has just begun: they know what the record holds."""
+        ways = (self._hand_in, self._discard)
+        return Deliveries(self.store, self.way, *ways, self.deeds.spawn, no_pause)
+
     def perform(self, *effects: fx.AnyGuardEffect) -> None:
         """Let the performer do these."""
         self.performer.perform(list(effects))
@@ -204,35 +217,46 @@ class Stage:
         await self.heard(ev.ModelReady, before + 1)
 
     async def started(
-        self, lease: int = 1, unit: int = 1, digest: bytes = b"", **changes: str | bytes | int
+        self, lease: int = 1, units: Sequence[int] = (1,), **changes: str | bytes | int
     ) -> str:
-        """Have an attempt running; its name."""
-        self.grant(lease, unit, digest, **changes)
-        name = f"{lease}-{unit}"
-        self.perform(self.start_of(lease, unit))
-        await until(lambda: name in self.runtime.running)
+        """Have the first attempt of a lease running; its name."""
+        self.grant(lease, units, **changes)
+        name = f"{lease}-{units[0]}"
+        self.perform(self.start_of(lease, units))
+        await self.runs(name)
         return name
 
+    async def runs(self, name: str) -> None:
+        """Wait until the runtime has an attempt."""
+        await until(lambda: name in self.runtime.running)
+
     def grant(
-        self, lease: int = 1, unit: int = 1, digest: bytes = b"", **changes: str | bytes | int
+        self, lease: int = 1, units: Sequence[int] = (1,), **changes: str | bytes | int
     ) -> None:
-        """Keep a grant's input."""
-        payload = b"{}\n{}\n{}\n"
-        offered = OfferedUnit(
-            unit_id=WorkUnitId(unit),
-            requests=3,
-            digest=digest or hashlib.sha256(payload).digest(),
-            payload=payload,
-            input_address="",
-            output_address=f"/out/{unit}/{lease}",
+        """Keep a grant's inputs; the changes are to each unit that is offered."""
+        digest = hashlib.sha256(INPUT).digest()
+        offered = tuple(
+            msgspec.structs.replace(OfferedUnit(WorkUnitId(unit), 3, digest, INPUT, ""), **changes)
+            for unit in units
         )
-        offered = msgspec.structs.replace(offered, **changes)
-        grant = Grant(LeaseId(lease), self.model.model_id, self.model.address, "/v1/e", (offered,))
+        grant = Grant(
+            lease_id=LeaseId(lease),
+            model_id=self.model.model_id,
+            manifest_address=self.model.address,
+            outputs_address=OUTPUTS_ADDRESS,
+            endpoint="/v1/e",
+            units=offered,
+        )
         self.inputs.keep(grant)
 
-    def start_of(self, lease: int = 1, unit: int = 1) -> fx.StartAttempt:
-        """The effect that starts an attempt."""
-        return fx.StartAttempt(LeaseId(lease), WorkUnitId(unit), self.model.model_id, "/v1/e")
+    def start_of(self, lease: int = 1, units: Sequence[int] = (1,)) -> fx.StartAttempts:
+        """The effect that starts the attempts of a lease."""
+        unit_ids = tuple(map(WorkUnitId, units))
+        return fx.StartAttempts(LeaseId(lease), unit_ids, self.model.model_id, "/v1/e")
+
+    def ran(self) -> list[str]:
+        """The attempts that the runtime was given, in their order."""
+        return [asked.split()[1] for asked in self.runtime.asked if asked.startswith("run ")]
 
     def of(self, kind: type[E]) -> list[E]:
         """The events of a kind that the guard got."""
@@ -265,7 +289,7 @@ class Stage:
 
     def _submit(self, event: ev.AnyGuardEvent, blobs: Sequence[Blob] = ()) -> bool:
         self._sequence += 1
-        self.store.commit(JournalEntry(self._sequence, 0, 1, b"", b""), [], blobs)
+        self.store.commit([JournalEntry(self._sequence, 0, 1, b"", b"")], [], blobs)
         self.events.append(event)
         return True
 
@@ -277,28 +301,21 @@ class Stage:
         self._sequence += 1
         self.discarded += names
         blobs = [Blob(name, None) for name in names]
-        self.store.commit(JournalEntry(self._sequence, 0, 1, b"", b""), [], blobs)
+        self.store.commit([JournalEntry(self._sequence, 0, 1, b"", b"")], [], blobs)
 
     def _exited(self, detail: str) -> None:
         self.performer.runtime_exited(detail)
 
 
-def receipt_of(event: ev.AttemptFinished) -> fx.SendReceipt:
-    """The effect with which a guard hands in a result."""
-    return fx.SendReceipt(
-        event.lease_id,
-        event.unit_id,
-        None,
-        None,
-        "",
-        event.answers,
-        event.answers_failed,
-        event.prompt_tokens,
-        event.completion_tokens,
-        event.energy_mwh,
-        event.runtime_ms,
-        event.digest,
-    )
+def large(character: str = "x") -> bytes:
+    """An output of three answers that is too large for a parcel."""
+    body = character * (INLINE_BYTES_MAX // 3)
+    return b'{"status_code":200,"body":"%b"}\n' % body.encode() * 3
+
+
+def put_path(lease: int, unit: int) -> str:
+    """Where the gateway is asked to take a large output."""
+    return address_below(OUTPUTS_ADDRESS, large_output_name(LeaseId(lease), WorkUnitId(unit)))
 
 
 NO_MODEL = ModelId("0" * 64)

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TypeVar
+
+import msgspec
 
 from terafleet.bus.adapters.memory import MemoryBroker, MemoryBus
 from terafleet.bus.ports import Message, NoAnswer
@@ -19,17 +21,23 @@ from terafleet.core.ids import (
     Epoch,
     LeaseId,
     ModelId,
+    ReceiptId,
     VehicleId,
     WorkUnitId,
+    batch_outputs_folder,
     input_name,
+    large_output_name,
+    vehicle_outputs_folder,
 )
 from terafleet.core.reasons import Failure, Refusal
 from terafleet.core.settings import FleetSettings
+from terafleet.core.work import AttemptResult
 from terafleet.engine.adapters.memory import MemoryStore
 from terafleet.engine.ports import Store
 from terafleet.engine.settings import EngineSettings
 from terafleet.protocol import agent as wire
 from terafleet.protocol import shard as q
+from terafleet.protocol.parcel import pack
 from tests.contract.agent_stage import until
 
 EMBEDDINGS = "/v1/embeddings"
@@ -38,16 +46,23 @@ CUSTOMER = CustomerId("customer")
 SECRET = b"secret"
 WINDOW_MS = 3_600_000
 ANSWER_MS = 5_000
-SETTINGS = ShardSettings(
-    fleet=FleetSettings(units_per_lease_max=2, gateway_retry_ms=100),
-    engine=EngineSettings(
-        commits_in_thread=False,
-        snapshots_by_fork=False,
-        check_interval_ms=20,
-        bytes_free_min=0,
-        bytes_free_enough=0,
-    ),
-)
+
+
+def settings_of(units_per_lease_max: int) -> ShardSettings:
+    """A shard that grants so many units at a time."""
+    return ShardSettings(
+        fleet=FleetSettings(units_per_lease_max=units_per_lease_max, gateway_retry_ms=100),
+        engine=EngineSettings(
+            commits_in_thread=False,
+            snapshots_by_fork=False,
+            check_interval_ms=20,
+            bytes_free_min=0,
+            bytes_free_enough=0,
+        ),
+    )
+
+
+SETTINGS = settings_of(2)
 
 LINES = [f"line {number}\n".encode() for number in range(6)]
 """The inputs of a small batch."""
@@ -118,6 +133,7 @@ class FakeGateway:
                 await self._assemble(work)
             case q.Forget():
                 await self.objects.delete(input_name(work.batch_id))
+                await self.objects.delete_folder(batch_outputs_folder(work.batch_id))
 
     async def _cut(self, work: q.Cut) -> None:
         inputs = self.inputs[work.batch_id]
@@ -130,18 +146,49 @@ class FakeGateway:
         await self.ask(q.SubmitUnits(work.batch_id, tuple(specs), 0), q.Answered)
 
     async def _assemble(self, work: q.Assemble) -> None:
-        attempts = [(one.lease_id, one.unit_id) for one in work.outcomes if one.ending is None]
-        bodies: list[bytes | None] = []
-        while len(bodies) < len(attempts):
-            question = q.GetOutputs(tuple(attempts[len(bodies) :]))
-            bodies += (await self.ask(question, q.Outputs)).bodies
-        self.files[work.batch_id] = b"".join(body or b"missing\n" for body in bodies)
+        done = [one for one in work.outcomes if one.ending is None]
+        outputs = []
+        for one, body in zip(done, await self.outputs(done), strict=True):
+            folder = vehicle_outputs_folder(work.batch_id, one.vehicle_id)
+            name = f"{folder}{large_output_name(one.lease_id, one.unit_id)}"
+            if body is None and await self.objects.info(name) is not None:
+                body = await self.objects.read(name)
+            outputs.append(body or b"missing\n")
+        self.files[work.batch_id] = b"".join(outputs)
         await self.ask(q.BatchFilesWritten(work.batch_id, "file-out", ""), q.Answered)
+
+    async def outputs(self, done: list[q.Outcome]) -> list[bytes | None]:
+        """What the record has of these units."""
+        asked = [(one.lease_id, one.receipt_id, one.unit_id) for one in done]
+        bodies: list[bytes | None] = []
+        while len(bodies) < len(asked):
+            question = q.GetOutputs(tuple(asked[len(bodies) :]))
+            bodies += (await self.ask(question, q.Outputs)).bodies
+        return bodies
 
 
 async def _pieces(inputs: list[bytes]) -> AsyncIterator[bytes]:
     for payload in inputs:
         yield payload
+
+
+def result_of(unit_id: WorkUnitId, answers: int = 1) -> AttemptResult:
+    """What a car says of a unit that it has done."""
+    return AttemptResult(unit_id, answers, 0, 5, 0, 3, 10)
+
+
+def receipt_of(
+    lease_id: LeaseId, outputs: Mapping[WorkUnitId, bytes], payload: bytes | None = None
+) -> wire.Receipt:
+    """The receipt of outputs, one answer each, in a parcel unless it is to hold other bytes."""
+    parcel = pack(outputs.items()) if payload is None else payload
+    return wire.Receipt(
+        lease_id,
+        ReceiptId(next(iter(outputs))),
+        results=tuple(map(result_of, outputs)),
+        digest=hashlib.sha256(parcel).digest(),
+        payload=parcel,
+    )
 
 
 class FakeCar:
@@ -154,9 +201,11 @@ class FakeCar:
         self.capability = Capability(("onnx",), 4_000, slots, (), "phone")
         self.refusals: tuple[Refusal, ...] = ()
         self.works = False
+        self.units_per_receipt = 1
+        self.answer: Callable[[bytes], bytes] = bytes.upper
         self.epoch = Epoch(0)
         self.leases: dict[LeaseId, list[wire.OfferedUnit]] = {}
-        self.kept: dict[tuple[LeaseId, WorkUnitId], wire.Receipt] = {}
+        self.kept: dict[tuple[LeaseId, ReceiptId], wire.Receipt] = {}
         self.done: Counter[WorkUnitId] = Counter()
         self.heard: list[wire.ToVehicle] = []
 
@@ -173,8 +222,9 @@ class FakeCar:
     def hello(self) -> None:
         """Say what the car can and holds."""
         units = {lease_id: [one.unit_id for one in held] for lease_id, held in self.leases.items()}
-        for lease_id, unit_id in self.kept:
-            units.setdefault(lease_id, []).append(unit_id)
+        for receipt in self.kept.values():
+            handed_in = [one.unit_id for one in receipt.results]
+            units.setdefault(receipt.lease_id, []).extend(handed_in)
         held = tuple(HeldLease(lease_id, tuple(ids)) for lease_id, ids in units.items())
         boot_id = f"boot-{self.name}"
         self.say(wire.Hello(wire.PROTOCOL, boot_id, "0.1.0", self.capability, self.refusals, held))
@@ -183,36 +233,37 @@ class FakeCar:
         """The messages of a kind that came."""
         return [message for message in self.heard if isinstance(message, kind)]
 
-    def finish(self) -> wire.Receipt | None:
-        """Hand in the next attempt: the answer is the input in capitals."""
-        for lease_id, units in self.leases.items():
-            unit = units.pop(0)
-            if not units:
-                del self.leases[lease_id]
-            self.done[unit.unit_id] += 1
-            payload = unit.payload.upper()
-            receipt = wire.Receipt(
-                lease_id,
-                unit.unit_id,
-                answers=unit.requests,
-                prompt_tokens=5,
-                energy_mwh=3,
-                runtime_ms=10,
-                digest=hashlib.sha256(payload).digest(),
-                payload=payload,
-            )
-            self.kept[lease_id, unit.unit_id] = receipt
+    def acknowledged(self) -> list[tuple[LeaseId, ReceiptId]]:
+        """The receipts that were acknowledged, as often as they were."""
+        return [key for message in self.all(wire.Acknowledge) for key in message.receipts]
+
+    def finish(self, count: int = 1) -> wire.Receipt | None:
+        """Hand in so many attempts of a lease with one receipt: the inputs in capitals, mostly."""
+        for lease_id in self.leases:
+            units = self.take(lease_id, count)
+            self.done.update(unit.unit_id for unit in units)
+            receipt = receipt_of(lease_id, {one.unit_id: self.answer(one.payload) for one in units})
+            results = tuple(result_of(one.unit_id, one.requests) for one in units)
+            receipt = msgspec.structs.replace(receipt, results=results)
+            self.kept[lease_id, receipt.receipt_id] = receipt
             self.hand_in(receipt)
             return receipt
         return None
 
+    def take(self, lease_id: LeaseId, count: int) -> list[wire.OfferedUnit]:
+        """Take the next units off a lease, to do with them what a test wants."""
+        units = self.leases[lease_id]
+        taken, units[:count] = units[:count], []
+        if not units:
+            del self.leases[lease_id]
+        return taken
+
     def fail(self, failure: Failure, detail: str) -> None:
         """Hand in that the next attempt could not be done."""
         lease_id = next(iter(self.leases))
-        unit = self.leases[lease_id].pop(0)
-        if not self.leases[lease_id]:
-            del self.leases[lease_id]
-        self.hand_in(wire.Receipt(lease_id, unit.unit_id, failure=failure, detail=detail))
+        (unit,) = self.take(lease_id, 1)
+        receipt_id = ReceiptId(unit.unit_id)
+        self.hand_in(wire.Receipt(lease_id, receipt_id, failure=failure, detail=detail))
 
     def hand_in(self, *receipts: wire.Receipt) -> None:
         """Send receipts."""
@@ -247,7 +298,7 @@ class FakeCar:
             assert grant.lease_id not in self.leases
             self.leases[grant.lease_id] = list(grant.units)
             assert len(self.leases) <= self.capability.slots
-        while self.works and self.finish():
+        while self.works and self.finish(self.units_per_receipt):
             pass
 
 

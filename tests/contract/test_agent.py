@@ -19,20 +19,24 @@ from terafleet.agent.app import Exit, run_agent
 from terafleet.agent.gateway import Gateway
 from terafleet.agent.identity import Identity, enrol, load_identity
 from terafleet.agent.model_disk import ModelDisk
-from terafleet.agent.ports import Runtime
-from terafleet.agent.service import Adapters, Agent
-from terafleet.agent.settings import AgentSettings, SettingsRefused, load_settings
+from terafleet.agent.ports import Runtime, RuntimeFailure
+from terafleet.agent.results import address_name
+from terafleet.agent.service import Adapters, Agent, guard_codec
+from terafleet.agent.settings import AgentSettings, load_settings
 from terafleet.agent.status import AgentStatus, read_status
 from terafleet.bus.adapters.memory import MemoryBroker, MemoryBus
-from terafleet.bus.ports import Bus
+from terafleet.bus.ports import Bus, Message
+from terafleet.core import guard_events as ev
 from terafleet.core.guard_effects import GuardState
-from terafleet.core.ids import Epoch, LeaseId, WorkUnitId
+from terafleet.core.ids import WHOLE_LEASE, Epoch, LeaseId, ReceiptId, WorkUnitId, output_name
 from terafleet.core.policy import OwnerPolicy
-from terafleet.core.reasons import LeaseEnding, Refusal
+from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.engine.adapters.sqlite import SqliteStore
 from terafleet.engine.clock import Clock
 from terafleet.protocol import agent as wire
+from terafleet.protocol.agent import INLINE_BYTES_MAX
 from terafleet.protocol.fleet_http import ENROL_PATH
+from terafleet.protocol.parcel import unpack
 from tests.contract.agent_stage import (
     VEHICLE,
     FakeGateway,
@@ -42,11 +46,14 @@ from tests.contract.agent_stage import (
     until,
 )
 from tests.contract.link_stage import FakePlane
-from tests.contract.performer_stage import FakeRuntime
+from tests.contract.performer_stage import OUTPUTS_ADDRESS, FakeRuntime, put_path
 from tests.contract.virtual_time import VirtualTime
 
 PARKED = Step(0, True, False, True, 90.0, 20.0)
 INPUT = b"{}\n{}\n"
+ANSWERS = b'{"status_code":200}\n' * 2
+LARGE = b'{"status_code":200,"body":"%b"}\n' % (b"x" * INLINE_BYTES_MAX) * 2
+LARGE_KEY = (LeaseId(1), ReceiptId(1))
 POLICY = OwnerPolicy(settle_ms=0, stale_ms=5_000, release_ms=1_000)
 
 
@@ -61,6 +68,7 @@ class World:
         self.model = FakeModel({"vocabulary.txt": b"one\n"})
         self.model.put_on(gateway)
         self.leases = 0
+        self.store: SqliteStore | None = None
 
     @asynccontextmanager
     async def agent(
@@ -75,7 +83,7 @@ class World:
         )
         identity = load_identity(self.folder)
         assert isinstance(identity, Identity)
-        store = SqliteStore(self.folder / "record.sqlite", synchronous="NORMAL")
+        store = self.store = SqliteStore(self.folder / "record.sqlite", synchronous="NORMAL")
         adapters = Adapters(
             store=store,
             connect=self._connect,
@@ -105,29 +113,50 @@ class World:
     def grant(self, units: int = 1) -> int:
         """Grant a lease; its number."""
         self.leases += 1
+        digest = hashlib.sha256(INPUT).digest()
         offered = tuple(
-            wire.OfferedUnit(
-                WorkUnitId(number), 2, hashlib.sha256(INPUT).digest(), INPUT, "", f"/out/{number}"
-            )
-            for number in range(units)
+            wire.OfferedUnit(WorkUnitId(number), 2, digest, INPUT, "") for number in range(units)
         )
-        lease_id = LeaseId(self.leases)
-        grant = wire.Grant(lease_id, self.model.model_id, self.model.address, "/v1/e", offered)
+        grant = wire.Grant(
+            lease_id=LeaseId(self.leases),
+            model_id=self.model.model_id,
+            manifest_address=self.model.address,
+            outputs_address=OUTPUTS_ADDRESS,
+            endpoint="/v1/e",
+            units=offered,
+        )
         self.plane.say(wire.Grants(self.plane.epoch, (grant,)))
         return self.leases
 
     def receipts(self) -> Mapping[tuple[int, int], wire.Receipt]:
-        """What was handed in, by lease and unit; the newest of each."""
+        """What was handed in, by name; the newest of each."""
         return {
-            (receipt.lease_id, receipt.unit_id): receipt
+            (receipt.lease_id, receipt.receipt_id): receipt
             for message in self.plane.all(wire.Receipts)
             for receipt in message.receipts
         }
 
     def acknowledge(self) -> None:
         """Acknowledge everything."""
-        keys = tuple((LeaseId(a), WorkUnitId(b)) for a, b in self.receipts())
+        keys = tuple((LeaseId(a), ReceiptId(b)) for a, b in self.receipts())
         self.plane.say(wire.Acknowledge(keys))
+
+    async def settle(self, agent: Agent) -> None:
+        """Acknowledge everything, and wait until the agent has forgotten it."""
+        self.acknowledge()
+        await until(lambda: not agent.guard.receipts() and not agent.link.receipts_waiting)
+
+    def stored(self) -> list[str]:
+        """The names of the blobs in the record."""
+        assert self.store is not None
+        return list(self.store.blob_names(""))
+
+    def journal(self) -> list[ev.AnyGuardEvent]:
+        """Leases and attempts as the record tells of them."""
+        assert self.store is not None
+        groups = (guard_codec().decode_events(entry.events) for entry in self.store.entries())
+        kinds = (ev.LeaseGranted, ev.LeaseRevoked, ev.AttemptsFinished, ev.AttemptBroke)
+        return [event for group in groups for event in group if isinstance(event, kinds)]
 
     def status(self) -> AgentStatus:
         """What the status file says."""
@@ -158,21 +187,99 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         yield world
 
 
-async def test_a_lease_is_worked_off_and_handed_in(world: World) -> None:
+async def test_a_lease_is_worked_off_and_handed_in_with_one_receipt(world: World) -> None:
     async with world.agent() as agent:
         await world.is_permitting(agent)
         lease = world.grant(units=3)
-        await until(lambda: len(world.receipts()) == 3)
-        receipt = world.receipts()[lease, 1]
-        assert receipt.payload.count(b"\n") == 2
-        assert (receipt.answers, receipt.answers_failed) == (2, 0)
+        await until(world.receipts)
+        ((key, receipt),) = world.receipts().items()
+        assert key == (lease, 0)
+        assert [one.unit_id for one in receipt.results] == [0, 1, 2]
+        assert {(one.answers, one.answers_failed) for one in receipt.results} == {(2, 0)}
+        outputs = unpack(receipt.payload)
+        assert [output.count(b"\n") for output in outputs.values()] == [2, 2, 2]
+        assert hashlib.sha256(receipt.payload).digest() == receipt.digest
         assert agent.capability().models == (world.model.model_id,)
         await until(lambda: world.plane.all(wire.CapabilityReport))
+        await world.settle(agent)
+        await until(lambda: agent.status().figures.finished == 3)
+        assert not world.stored()
+    assert len(world.plane.all(wire.Receipts)) == 1
+    assert world.plane.all(wire.Goodbye)
+
+
+async def test_a_result_is_handed_in_while_the_next_attempt_runs(world: World) -> None:
+    runtime = FakeRuntime()
+    async with world.agent(runtime=runtime) as agent:
+        await world.is_permitting(agent)
+        lease = world.grant(units=2)
+        await until(lambda: f"{lease}-0" in runtime.running)
+        runtime.answer(f"{lease}-0", ANSWERS)
+        await until(lambda: (lease, 0) in world.receipts())
+        assert list(runtime.running) == [f"{lease}-1"]
+        assert unpack(world.receipts()[lease, 0].payload) == {0: ANSWERS}
         world.acknowledge()
         await until(lambda: not agent.guard.receipts())
-        await until(lambda: agent.link.receipts_waiting == 0)
-        await until(lambda: agent.status().figures.finished == 3)
-    assert world.plane.all(wire.Goodbye)
+        runtime.answer(f"{lease}-1", ANSWERS)
+        await until(lambda: (lease, 1) in world.receipts())
+        assert unpack(world.receipts()[lease, 1].payload) == {1: ANSWERS}
+        assert not agent.guard.lease_ids
+
+
+async def test_a_failure_in_mid_lease_costs_no_other_result(world: World) -> None:
+    runtime = FakeRuntime()
+    async with world.agent(runtime=runtime) as agent:
+        await world.is_permitting(agent)
+        for number in (0, 2):
+            runtime.answer_at_once(f"1-{number}", ANSWERS)
+        runtime.at_once["1-1"] = RuntimeFailure("1-1", Failure.OUT_OF_MEMORY)
+        assert world.grant(units=3) == 1
+        await until(lambda: len(world.receipts()) == 3)
+        first, failed, last = world.receipts().values()
+        assert [one.unit_id for one in (*first.results, *last.results)] == [0, 2]
+        assert (failed.receipt_id, failed.failure) == (1, Failure.OUT_OF_MEMORY)
+        assert not agent.guard.lease_ids
+
+
+async def test_a_large_output_is_put_and_its_receipt_follows(world: World) -> None:
+    runtime = FakeRuntime()
+    async with world.agent(runtime=runtime) as agent:
+        await world.is_permitting(agent)
+        for number, output in enumerate((ANSWERS, LARGE, ANSWERS)):
+            runtime.answer_at_once(f"1-{number}", output)
+        assert world.grant(units=3) == 1
+        await until(lambda: len(world.receipts()) == 3)
+        receipt = world.receipts()[1, 1]
+        assert (receipt.payload, receipt.failure) == (b"", None)
+        assert receipt.digest == hashlib.sha256(LARGE).digest()
+        assert world.gateway.objects[put_path(1, 1)] == LARGE
+        assert world.stored() == [output_name(*LARGE_KEY), address_name(*LARGE_KEY)]
+        await world.settle(agent)
+        await until(lambda: not world.stored())
+    assert world.gateway.paths("PUT") == [put_path(1, 1)]
+
+
+async def test_a_large_output_that_comes_too_late_leaves_nothing_behind(world: World) -> None:
+    runtime = FakeRuntime()
+    async with world.agent(runtime=runtime) as agent:
+        await world.is_permitting(agent)
+        assert world.grant(units=2) == 1
+        runtime.answer_at_once("1-0", ANSWERS)
+        await until(lambda: "1-1" in runtime.running)
+        await until(world.receipts)
+        await world.settle(agent)
+        revoke = wire.Revoke(world.plane.epoch, (LeaseId(1),), LeaseEnding.BATCH_CANCELLED)
+        runtime.answer("1-1", LARGE)
+        agent.link.receive(Message("", wire.ENCODER.encode(revoke)))
+        await until(lambda: agent.status().figures.finished == 2)
+        await until(lambda: len(world.journal()) == 4)
+        *_, revoked, finished = world.journal()
+        assert isinstance(revoked, ev.LeaseRevoked)
+        assert isinstance(finished, ev.AttemptsFinished)
+        assert (finished.lease_id, finished.parcel) == (1, b"")
+        await until(lambda: not world.stored())
+    assert list(world.receipts()) == [(1, 0)]
+    assert not world.gateway.paths("PUT")
 
 
 async def test_the_status_file_tells_who_looks_at_the_car(world: World) -> None:
@@ -226,26 +333,52 @@ async def test_after_a_crash_leases_are_given_back_and_results_handed_in(world: 
         await world.is_permitting(agent)
         world.grant()
         await until(world.receipts)
-        world.acknowledge()
-        await until(lambda: not agent.guard.receipts())
+        await world.settle(agent)
     runtime = FakeRuntime()
     async with world.agent(runtime=runtime, crashes=True) as agent:
         await world.is_permitting(agent)
-        done, open_ = world.grant(), world.grant()
+        done, open_ = world.grant(units=2), world.grant()
         await until(lambda: len(runtime.running) == 2)
-        runtime.answer(f"{done}-0", b'{"status_code":200}\n' * 2)
+        runtime.answer(f"{done}-0", ANSWERS)
         await until(lambda: (done, 0) in world.receipts())
         epoch = agent.link.epoch
+        before = world.receipts()[done, 0]
     world.plane.heard.clear()
     async with world.agent() as agent:
-        await until(lambda: len(world.receipts()) == 2)
-        assert world.receipts()[done, 0].answers == 2
-        assert world.receipts()[open_, -1].ending is LeaseEnding.AGENT_RESTARTED
+        await until(lambda: len(world.receipts()) == 3)
+        assert world.receipts()[done, 0] == before
+        assert unpack(before.payload) == {0: ANSWERS}
+        for lease in (done, open_):
+            assert world.receipts()[lease, WHOLE_LEASE].ending is LeaseEnding.AGENT_RESTARTED
         assert agent.link.epoch == epoch + 1
         await world.is_permitting(agent)
         lease = world.grant()
         await until(lambda: (lease, 0) in world.receipts())
         assert world.receipts()[lease, 0].failure is None
+
+
+@pytest.mark.parametrize("crashes", [True, False])
+async def test_a_large_output_is_put_by_the_process_after(world: World, crashes: bool) -> None:
+    runtime = FakeRuntime()
+    path = put_path(1, 1)
+    async with world.agent(runtime=runtime, crashes=crashes) as agent:
+        await world.is_permitting(agent)
+        world.gateway.refuse(path, "storage_full", times=1_000)
+        for number, output in enumerate((ANSWERS, LARGE)):
+            runtime.answer_at_once(f"1-{number}", output)
+        assert world.grant(units=2) == 1
+        await until(lambda: world.gateway.paths("PUT"))
+        await until(world.receipts)
+        assert list(world.receipts()) == [(1, 0)]
+    world.plane.heard.clear()
+    world.gateway.answers.pop(path, None)
+    async with world.agent() as agent:
+        await until(lambda: len(world.receipts()) == 2)
+        assert unpack(world.receipts()[1, 0].payload) == {0: ANSWERS}
+        assert world.receipts()[1, 1].digest == hashlib.sha256(LARGE).digest()
+        assert world.gateway.objects[path] == LARGE
+        await world.settle(agent)
+        await until(lambda: not world.stored())
 
 
 async def test_a_link_that_is_cut_does_not_stop_the_work(world: World) -> None:
@@ -256,7 +389,7 @@ async def test_a_link_that_is_cut_does_not_stop_the_work(world: World) -> None:
         lease = world.grant()
         await until(lambda: runtime.running)
         await until(lambda: not agent.link.is_connected)
-        runtime.answer(f"{lease}-0", b'{"status_code":200}\n' * 2)
+        runtime.answer(f"{lease}-0", ANSWERS)
         await until(lambda: (lease, 0) in world.receipts())
         assert agent.link.epoch == 2
         assert world.plane.all(wire.Hello)[1].held
@@ -334,34 +467,3 @@ async def test_a_record_that_can_not_be_read_is_set_aside(world: World) -> None:
         await asyncio.wait({running})
     assert (world.folder / "record.unreadable" / "record.sqlite").exists()
     assert "record_set_aside" in [line["event"] for line in lines]
-
-
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        ("slots = 0", "slots"),
-        ("slot = 1", "slot"),
-        ('runtimes = ["torch"]', "runtimes"),
-        ('runtimes = ["noop", "onnx"]', "noop"),
-        ('gateway_url = "ftp://x"', "gateway_url"),
-        ('gateway_url = "http://user:secret@x"', "gateway_url"),
-        ("[policy]\nsoc_percent_min = 200", "soc_percent_min"),
-        ("[policy]\nis_pausd = true", "is_pausd"),
-        ("[vehicle]\nsample_ms = 0", "sample_ms"),
-        ("slots = [", "agent.toml"),
-    ],
-)
-def test_wrong_settings_are_refused_with_their_name(tmp_path: Path, text: str, fault: str) -> None:
-    (tmp_path / "agent.toml").write_text(text)
-    settings = load_settings(tmp_path)
-    assert isinstance(settings, SettingsRefused)
-    assert fault in " ".join(settings.faults)
-
-
-def test_the_command_line_overrules_the_file(tmp_path: Path) -> None:
-    (tmp_path / "agent.toml").write_text('slots = 2\nname = "a"\n[policy]\nsettle_ms = 1\n')
-    settings = load_settings(tmp_path, {"slots": 3, "policy": {"needs_plug": False}})
-    assert isinstance(settings, AgentSettings)
-    assert (settings.slots, settings.name) == (3, "a")
-    assert settings.policy == OwnerPolicy(settle_ms=1, needs_plug=False)
-    assert settings.data_folder.is_absolute()

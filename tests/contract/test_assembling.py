@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,13 +16,22 @@ from terafleet.control.gateway.assembling import handle_assemble, handle_forget,
 from terafleet.control.gateway.context import ShardUnavailable
 from terafleet.control.gateway.cutting import handle_cut
 from terafleet.control.ports import CatalogueFull, ObjectsFull
-from terafleet.core.ids import BatchId, LeaseId, WorkUnitId, output_name
+from terafleet.core.ids import (
+    WHOLE_LEASE,
+    BatchId,
+    LeaseId,
+    VehicleId,
+    WorkUnitId,
+    batch_outputs_folder,
+)
 from terafleet.core.reasons import Refused, UnitEnding
+from terafleet.protocol.parcel import pack, unpack
 from terafleet.protocol.shard import Answered, BatchFilesWritten, Forget, GetOutputs, Outcome
 from tests.contract.customer_stage import SECOND, Stage, line, lines, stage
 from tests.contract.fake_shard import Give, embedded
 
 BATCH = BatchId("batch_1")
+FILE = f"file-of-{BATCH}"
 Lines = list[dict[str, Any]]
 
 
@@ -59,6 +69,18 @@ async def read(made: Stage, file_id: str) -> Lines:
     return [json.loads(text) for text in body.splitlines()]
 
 
+async def pieces(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+def lost_outcome(
+    unit_id: WorkUnitId, requests: int, ending: UnitEnding, detail: str = ""
+) -> Outcome:
+    """The outcome of a unit that has no output."""
+    nowhere = (LeaseId(0), WHOLE_LEASE, VehicleId(""))
+    return Outcome(unit_id, requests, *nowhere, ending, detail)
+
+
 def ids(*files: Lines) -> list[str]:
     return sorted(found["custom_id"] for file in files for found in file)
 
@@ -87,7 +109,7 @@ async def test_outputs_become_lines_in_the_order_of_the_file(made: Stage) -> Non
 async def test_outputs_are_read_from_the_record_and_from_objects(made: Stage) -> None:
     outcomes = await computed(made, lines(200), slots=5)
     for outcome in outcomes[::3]:
-        await made.shard.put_away(outcome)
+        await made.shard.put_away(BATCH, outcome)
     good, bad = await assemble(made, outcomes)
     assert (ids(good), bad) == (expected_ids(200), [])
     assert [found["custom_id"] for found in good] == [f"request-{n}" for n in range(200)]
@@ -114,7 +136,7 @@ async def test_units_without_a_result_are_told_with_their_ending(
 ) -> None:
     outcomes = await computed(made, lines(100), slots=2)
     lost = outcomes[1]
-    outcomes[1] = Outcome(lost.unit_id, lost.requests, LeaseId(0), ending, "runtime_crashed")
+    outcomes[1] = lost_outcome(lost.unit_id, lost.requests, ending, "runtime_crashed")
     good, bad = await assemble(made, outcomes)
     assert len(bad) == lost.requests
     assert ids(good, bad) == expected_ids(100)
@@ -158,9 +180,9 @@ DAMAGES = {
 @pytest.mark.parametrize("kind", DAMAGES)
 async def test_damaged_outputs_become_error_lines(made: Stage, kind: str, is_object: bool) -> None:
     (outcome,) = await computed(made, lines(3))
-    made.shard.inline[outcome.lease_id, outcome.unit_id] = DAMAGES[kind]
+    made.shard.hand_in(outcome, DAMAGES[kind])
     if is_object:
-        await made.shard.put_away(outcome)
+        await made.shard.put_away(BATCH, outcome)
     good, bad = await assemble(made, [outcome])
     assert ids(good, bad) == expected_ids(3)
     assert codes(bad) <= {"output_damaged"}
@@ -168,9 +190,85 @@ async def test_damaged_outputs_become_error_lines(made: Stage, kind: str, is_obj
     assert len(good) == good_count.get(kind, 0)
 
 
+async def of_receipts(made: Stage) -> list[list[Outcome]]:
+    """The outcomes of a batch whose units came three to a receipt."""
+    made.shard.units_per_receipt = 3
+    outcomes = await computed(made, lines(500), slots=10)
+    assert len(outcomes) > 9
+    return [outcomes[at : at + 3] for at in range(0, len(outcomes), 3)]
+
+
+async def test_a_receipt_may_have_brought_the_outputs_of_several_units(made: Stage) -> None:
+    outcomes = [one for several in await of_receipts(made) for one in several]
+    assert len(made.shard.parcels) == -(-len(outcomes) // 3)
+    good, bad = await assemble(made, outcomes)
+    assert bad == []
+    assert [found["custom_id"] for found in good] == [f"request-{n}" for n in range(500)]
+
+
+PARCELS = {
+    "empty": pack(()),
+    "binary": b"\x00\xff\xfe" * 1_000,
+    "an output alone": b'{"status_code":200,"body":{}}\n' * 3,
+    "cut off": pack([(WorkUnitId(4), b"{}\n"), (WorkUnitId(5), b"{}\n")])[:-4],
+    "of other units": pack([(WorkUnitId(1), b"{}\n"), (WorkUnitId(99), b"{}\n")]),
+    "outputs are no bytes": msgspec.msgpack.encode([(4, "text"), (5, 5), (6, None)]),
+    "no pairs": msgspec.msgpack.encode([4, 5, 6]),
+    "a map": msgspec.msgpack.encode({4: b"{}"}),
+    "deep": b"\x91" * 60_000,
+}
+
+
+@pytest.mark.parametrize("kind", PARCELS)
+async def test_a_parcel_that_is_none_takes_its_own_units_only(made: Stage, kind: str) -> None:
+    receipts = await of_receipts(made)
+    damaged = receipts[1]
+    assert [outcome.unit_id for outcome in damaged] == [4, 5, 6]
+    made.shard.parcels[damaged[0].lease_id, damaged[0].receipt_id] = PARCELS[kind]
+    good, bad = await assemble(made, [one for several in receipts for one in several])
+    begin = sum(one.requests for one in receipts[0])
+    end = begin + sum(one.requests for one in damaged)
+    assert [found["custom_id"] for found in bad] == [f"request-{n}" for n in range(begin, end)]
+    assert codes(bad) == {"output_damaged"}
+    assert ids(good, bad) == expected_ids(500)
+
+
+async def test_a_parcel_without_an_output_takes_that_unit_only(made: Stage) -> None:
+    receipts = await of_receipts(made)
+    first, lacking, _ = receipts[1]
+    key = (lacking.lease_id, lacking.receipt_id)
+    parcel = unpack(made.shard.parcels[key])
+    del parcel[lacking.unit_id]
+    made.shard.parcels[key] = pack(parcel.items())
+    good, bad = await assemble(made, [one for several in receipts for one in several])
+    begin = first.requests + sum(one.requests for one in receipts[0])
+    end = begin + lacking.requests
+    assert [found["custom_id"] for found in bad] == [f"request-{n}" for n in range(begin, end)]
+    assert codes(bad) == {"output_damaged"}
+    assert ids(good, bad) == expected_ids(500)
+
+
+async def test_large_outputs_are_told_apart_by_car_lease_and_unit(made: Stage) -> None:
+    outcomes = await computed(made, lines(100), slots=2)
+    first, second = outcomes[0], outcomes[1]
+    for outcome in outcomes:
+        await made.shard.put_away(BATCH, outcome)
+    folder = batch_outputs_folder(BATCH)
+    forged = b'{"status_code":200,"body":{"forged":true}}\n' * 100
+    for name in (
+        f"veh-thief/{first.lease_id}-{first.unit_id}",
+        f"{first.vehicle_id}/{second.lease_id}-{first.unit_id}",
+        f"{first.vehicle_id}/{first.lease_id}-{second.unit_id}",
+    ):
+        await made.objects.write(f"{folder}{name}", pieces(forged))
+    good, bad = await assemble(made, outcomes)
+    assert (ids(good), bad) == (expected_ids(100), [])
+    assert all("forged" not in found["response"]["body"] for found in good)
+
+
 async def test_a_missing_output_becomes_error_lines(made: Stage) -> None:
     outcomes = await computed(made, lines(100), slots=2)
-    made.shard.inline.pop((outcomes[0].lease_id, outcomes[0].unit_id))
+    made.shard.parcels.pop((outcomes[0].lease_id, outcomes[0].receipt_id))
     good, bad = await assemble(made, outcomes)
     assert ids(good, bad) == expected_ids(100)
     assert len(bad) == outcomes[0].requests
@@ -182,7 +280,7 @@ async def test_outcomes_that_do_not_fit_the_plan_lose_no_request(made: Stage) ->
     good, bad = await assemble(made, outcomes[:-1])
     assert ids(good, bad) == expected_ids(100)
     assert len(bad) == outcomes[-1].requests
-    more = [*outcomes, Outcome(WorkUnitId(99), 7, LeaseId(1), "batch_expired", "")]
+    more = [*outcomes, lost_outcome(WorkUnitId(99), 7, UnitEnding.BATCH_EXPIRED)]
     good, bad = await assemble(made, more)
     assert (ids(good), bad) == (expected_ids(100), [])
 
@@ -195,7 +293,7 @@ async def test_assembling_twice_gives_the_same_files(made: Stage) -> None:
     assert all(files)
     assert await assemble(made, outcomes) == first
     assert (made.shard.views[BATCH].output_file_id, made.shard.views[BATCH].error_file_id) == files
-    await handle_forget(made.context, Forget(BATCH, ()))
+    await handle_forget(made.context, Forget(BATCH, FILE))
     assert await assemble(made, outcomes) == first
     assert len(made.catalogue.files("cust-alice", "batch_output", "", 10, False)) == 2
 
@@ -256,20 +354,25 @@ async def test_outputs_are_asked_for_in_groups(made: Stage) -> None:
     assert (len(good), bad) == (300, [])
     asked = [question for question in made.shard.asked if isinstance(question, GetOutputs)]
     assert len(asked) > len(outcomes) // 64 + 1, "some did not fit into one message"
-    assert max(len(question.attempts) for question in asked) == 64
+    assert max(len(question.outputs) for question in asked) == 64
 
 
-async def test_forgetting_removes_inputs_plan_and_outputs(made: Stage) -> None:
+async def test_forgetting_removes_inputs_plan_and_all_large_outputs(made: Stage) -> None:
     outcomes = await computed(made, lines(100), slots=2)
-    for outcome in outcomes:
-        await made.shard.put_away(outcome)
+    counted = [await made.shard.put_away(BATCH, outcome) for outcome in outcomes]
     await assemble(made, outcomes)
-    attempts = tuple((outcome.lease_id, outcome.unit_id) for outcome in outcomes)
+    batch, another = batch_outputs_folder(BATCH), batch_outputs_folder(BatchId(f"{BATCH}0"))
+    never_counted = [f"{batch}veh-other/9-1", f"{batch}veh-other/9-2", f"{batch}veh-third/8-1"]
+    others = [f"{another}veh-other/9-1", f"in/{BATCH}0", f"plan/{BATCH}0"]
+    for name in (*never_counted, *others):
+        await made.objects.write(name, pieces(b"output"))
     for _ in range(2):
-        await handle_forget(made.context, Forget(BATCH, attempts))
-    gone = [f"in/{BATCH}", f"plan/{BATCH}", *(output_name(*attempt) for attempt in attempts)]
+        await handle_forget(made.context, Forget(BATCH, FILE))
+    gone = [f"in/{BATCH}", f"plan/{BATCH}", *counted, *never_counted]
     assert [name for name in gone if await made.objects.info(name) is not None] == []
-    assert await made.objects.info(f"file/file-of-{BATCH}") is not None
+    kept = [f"file/{FILE}", *others]
+    assert [name for name in kept if await made.objects.info(name) is None] == []
+    assert made.catalogue.file(FILE) is not None
     assert len(await read(made, made.shard.views[BATCH].output_file_id)) == 100
 
 

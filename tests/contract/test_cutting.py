@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from terafleet.control.adapters.objects_memory import MemoryObjects
+from terafleet.control.gateway.assembling import handle_forget
 from terafleet.control.gateway.context import (
     GatewayLimits,
     ShardRefused,
@@ -20,7 +21,7 @@ from terafleet.core.ids import BatchId
 from terafleet.core.reasons import Refused
 from terafleet.core.work import BatchState
 from terafleet.protocol.openai import COMPLETIONS, BatchErrors
-from terafleet.protocol.shard import Answered, ListBatches, RejectBatch, SubmitUnits
+from terafleet.protocol.shard import Answered, Forget, ListBatches, RejectBatch, SubmitUnits
 from tests.contract.customer_stage import MINI, SECOND, WRITER, Stage, line, lines, stage
 
 BATCH = BatchId("batch_1")
@@ -227,7 +228,60 @@ async def test_a_deleted_file_stays_until_its_last_batch_is_cut(made: Stage) -> 
     made.shard.set_view("batch_2", state=BatchState.CANCELLED)
     await cut(made)
     assert not await exists(made, FILE)
-    assert [row for row in made.catalogue._files if "deleted" in row] == []
+    assert deleted_rows(made) == []
+
+
+def deleted_rows(made: Stage) -> list[str]:
+    """The rows that stand for files which are deleted and still needed."""
+    return [file_id for file_id in made.catalogue._files if "deleted" in file_id]
+
+
+async def forget(made: Stage, batch_id: str = BATCH) -> None:
+    """A batch has ended, without having been cut."""
+    made.shard.set_view(batch_id, state=BatchState.CANCELLED)
+    await handle_forget(made.context, Forget(BatchId(batch_id), f"file-of-{BATCH}"))
+
+
+async def test_a_deleted_file_goes_with_a_batch_that_ends_before_its_cut(made: Stage) -> None:
+    await made.admit(lines(3))
+    await delete(made)
+    assert await exists(made, FILE)
+    for _ in range(2):
+        await forget(made)
+        assert not await exists(made, FILE)
+        assert deleted_rows(made) == []
+
+
+async def test_such_a_file_stays_while_another_batch_waits_for_it(made: Stage) -> None:
+    await made.admit(lines(3))
+    await made.admit(lines(3), "batch_2")
+    made.shard.set_view("batch_2", input_file_id=f"file-of-{BATCH}")
+    await delete(made)
+    await forget(made)
+    assert await exists(made, FILE)
+    assert len(deleted_rows(made)) == 1
+    await forget(made, "batch_2")
+    assert not await exists(made, FILE)
+    assert deleted_rows(made) == []
+
+
+async def test_a_file_that_nobody_deleted_stays_when_its_batch_is_forgotten(made: Stage) -> None:
+    await made.admit(lines(3))
+    await forget(made)
+    assert await exists(made, FILE)
+    assert made.catalogue.file(f"file-of-{BATCH}") is not None
+
+
+async def test_a_deleted_file_is_let_go_of_once_the_shard_speaks_again(made: Stage) -> None:
+    await made.admit(lines(3))
+    await delete(made)
+    await made.shard.stop()
+    with pytest.raises(ShardUnavailable):
+        await forget(made)
+    assert await exists(made, FILE)
+    await made.shard.start()
+    await forget(made)
+    assert not await exists(made, FILE)
 
 
 async def test_the_look_for_waiting_batches_ends_at_the_oldest_that_can_wait(made: Stage) -> None:

@@ -19,7 +19,9 @@ class Stage:
         self.gates: dict[int, asyncio.Future[None]] = {}
         self.begun: list[int] = []
         self.ended: list[int] = []
-        self.line: DeedLine[int] = DeedLine(self._deed, self._spawn)
+        self.waited: list[tuple[int, int]] = []
+        """Each deed that had to wait, and how many had begun by then."""
+        self.line: DeedLine[int] = DeedLine(self._deed, self._spawn, self._wait)
 
     def add(self, *numbers: int, waiting: tuple[int, ...] = ()) -> None:
         """Add deeds; those in `waiting` wait for a gate."""
@@ -36,6 +38,9 @@ class Stage:
     def _spawn(self, deed: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         self.spawned += 1
         return self.deeds.spawn(deed)
+
+    def _wait(self, number: int) -> None:
+        self.waited.append((number, len(self.begun)))
 
     async def _deed(self, number: int) -> None:
         self.begun.append(number)
@@ -148,3 +153,69 @@ async def test_a_stop_cancels_those_that_wait_and_begins_no_other() -> None:
     async with asyncio.timeout(5):
         await deeds.stop()
     assert sorted(cancelled) == begun == [0, 1, 2]
+
+
+async def test_a_deed_that_has_to_wait_is_told_of_before_another_begins() -> None:
+    stage = Stage()
+    stage.add(*range(5), waiting=(1, 3))
+    await stage.settle()
+    assert stage.waited == [(1, 2), (3, 4)]
+    stage.gates[1].set_result(None)
+    stage.gates[3].set_result(None)
+    await stage.settle()
+    assert len(stage.waited) == 2, "to go on is not to wait"
+
+
+async def test_each_wait_of_a_deed_is_told_of() -> None:
+    waited: list[str] = []
+    heard: list[list[str]] = []
+
+    async def deed(name: str) -> None:
+        assert name == "a"
+        await asyncio.sleep(0)
+        heard.append(list(waited))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await asyncio.Event().wait()
+        heard.append(list(waited))
+        await asyncio.sleep(0)
+        heard.append(list(waited))
+
+    deeds = Deeds()
+    line = DeedLine(deed, deeds.spawn, waited.append)
+    line.add("a")
+    await until(lambda: len(heard) == 3)
+    assert heard == [["a"], ["a"] * 2, ["a"] * 3]
+
+
+async def test_a_wait_that_begins_with_an_error_is_told_of() -> None:
+    waited: list[int] = []
+
+    async def deed(number: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            assert waited == [number, number]
+            waited.append(-1)
+
+    deeds = Deeds()
+    DeedLine(deed, deeds.spawn, waited.append).add(7)
+    await until(lambda: waited)
+    async with asyncio.timeout(5):
+        await deeds.stop()
+    assert waited == [7, 7, -1]
+
+
+async def test_a_bug_in_what_hears_of_waits_is_heard() -> None:
+    def raise_bug(number: int) -> None:
+        raise ZeroDivisionError(number)
+
+    async def deed(number: int) -> None:
+        del number
+        await asyncio.Event().wait()
+
+    deeds = Deeds()
+    DeedLine(deed, deeds.spawn, raise_bug).add(0)
+    with pytest.raises(ZeroDivisionError):
+        await until_raised(deeds)

@@ -251,6 +251,59 @@ async def test_what_need_not_wait_is_done_while_the_storage_is_full(memory: Memo
         await run
 
 
+async def test_what_nothing_waits_for_is_written_with_what_comes_next(stage: Stage) -> None:
+    settings = msgspec.structs.replace(INLINE, commit_gather_ms=100_000)
+    stage.store.close()
+    stage.begin(settings)
+    run = stage.start()
+    for at_ms in (9_000_000, 9_000_001):
+        assert stage.engine.submit(AlarmSet(at_ms))
+        await stage.settle_groups(run, at_ms - 8_999_999)
+    assert stage.committed() == [], "nobody waits for it"
+    stage.add(1)
+    await stage.settle(lambda: stage.heard(Promise) == [1])
+    assert [len(group) for group in stage.committed()] == [1, 1, 1]
+    assert stage.engine.figures.commits == 1
+    await stage.engine.stop()
+    await run
+
+
+async def test_what_nothing_waits_for_is_written_soon_and_at_a_stop(memory: MemoryStore) -> None:
+    stage = begin_on(memory, commit_gather_ms=1)
+    run = stage.start()
+    assert stage.engine.submit(AlarmSet(9_000_000))
+    await stage.settle(lambda: stage.engine.figures.commits == 1)
+    await stage.engine.stop()
+    await run
+    stage.begin(msgspec.structs.replace(INLINE, commit_gather_ms=100_000))
+    run = stage.start()
+    assert stage.engine.submit(AlarmSet(9_000_000))
+    await stage.settle_groups(run, 1)
+    await stage.engine.stop()
+    await run
+    assert [entry.sequence for entry in memory.entries()] == [1, 2]
+
+
+async def test_groups_that_lined_up_are_written_together_within_bounds(
+    memory: MemoryStore,
+) -> None:
+    stage = begin_on(memory, retry_ms_min=20, retry_ms_max=20, group_bytes_max=2_000)
+    run = stage.start()
+    memory.capacity_bytes = 0
+    for handled in range(1, 6):
+        stage.add(1)
+        await stage.settle_groups(run, handled)
+    assert stage.engine.submit(AmountAdded("a", 1), [Blob("large", bytes(2_000))])
+    await stage.settle_groups(run, 6)
+    memory.capacity_bytes = None
+    await stage.settle(lambda: stage.heard(Promise) == [1, 2, 3, 4, 5, 6])
+    await stage.engine.stop()
+    await run
+    assert [entry.sequence for entry in memory.entries()] == [1, 2, 3, 4, 5, 6]
+    assert memory.blob("large") == bytes(2_000)
+    assert stage.engine.figures.commits == 3, "the first was being tried, the last is large"
+
+
 async def test_the_machine_waits_when_too_many_groups_wait(memory: MemoryStore) -> None:
     stage = begin_on(memory, retry_ms_min=20, retry_ms_max=20, groups_waiting_max=2)
     run = stage.start()

@@ -322,7 +322,7 @@ async def test_replay_keeps_groups_as_they_were_journaled() -> None:
 def test_what_another_version_wrote_is_refused_unless_it_is_readable() -> None:
     memory = MemoryStore()
     group = [AmountAdded("a", 1)]
-    memory.commit(JournalEntry(1, 5, 2, CODEC.encode_events(group), b""), [], [])
+    memory.commit([JournalEntry(1, 5, 2, CODEC.encode_events(group), b"")], [], [])
     with pytest.raises(JournalUnreadable, match="schema 2"):
         recover(memory, CODEC, CounterLedger)
     reader: Codec[Event, Effect] = Codec(Event, Effect, schema=3, schemas_readable=(2,))
@@ -335,6 +335,6 @@ def test_what_another_version_wrote_is_refused_unless_it_is_readable() -> None:
 @pytest.mark.parametrize("events", [b"", b"\xc1", b"\x91\x81\xa4type\xa5Wrong"])
 def test_a_journal_of_other_bytes_is_refused(events: bytes) -> None:
     memory = MemoryStore()
-    memory.commit(JournalEntry(1, 5, 3, events, b""), [], [])
+    memory.commit([JournalEntry(1, 5, 3, events, b"")], [], [])
     with pytest.raises(JournalUnreadable, match="events"):
         recover(memory, CODEC, CounterLedger)

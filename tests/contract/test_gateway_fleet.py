@@ -1,35 +1,23 @@
-"""What vehicle agents can do over HTTP: enrol, renew, fetch models, get and put blobs."""
+"""What vehicle agents can do over HTTP: enrol, renew, fetch models."""
 
 import asyncio
 import hashlib
 import secrets
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
 import httpx
 import msgspec
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from terafleet.bus.credentials import KeyKind, NKey, UserClaims, verify_user_jwt
-from terafleet.control.adapters.objects_folder import FolderObjects
 from terafleet.control.gateway.attempts import ATTEMPTS_MAX, SOURCES_MAX, WINDOW_MS, Attempts
-from terafleet.control.gateway.bodies import body_chunks
-from terafleet.control.gateway.errors import ApiError
-from terafleet.control.gateway.fleet_objects import OBJECT_BYTES_MAX
 from terafleet.control.gateway.keys import code_row, enrolment_code
-from terafleet.control.gateway.ranges import ByteRange, RangeUnsatisfiable, requested_range
-from terafleet.core.ids import LeaseId, VehicleId, WorkUnitId, output_name
+from terafleet.core.ids import VehicleId
 from terafleet.protocol.addresses import Method, sign_address
 from terafleet.protocol.fleet_http import (
     Enrolment,
     EnrolRequest,
     RenewRequest,
     model_path,
-    object_path,
     renew_text,
 )
 from terafleet.protocol.manifest import ModelOffer
@@ -38,7 +26,6 @@ from tests.contract.gateway_app import CREDENTIAL_S, START_MS, Stage, code_of, d
 from tests.contract.model_bodies import mini, publish
 
 NOW_S = START_MS // 1_000
-OUTPUT = output_name(LeaseId(7), WorkUnitId(5))
 
 
 def new_code(stage: Stage, valid_ms: int = 60_000) -> str:
@@ -285,164 +272,3 @@ async def test_a_car_fetches_a_model_with_signed_addresses() -> None:
         assert code_of(response) == "model_not_found"
         stage.now_ms += 3_601_000
         assert code_of(await client.get(offer.addresses["model.onnx"])) == "address_expired"
-
-
-async def test_an_output_is_put_and_got() -> None:
-    stage = Stage()
-    body = secrets.token_bytes(3_000_000)
-    async with serving(stage) as client:
-        address = signed(stage, "PUT", object_path(OUTPUT))
-        assert (await client.put(address, content=chunks(body))).status_code == 204
-        assert (await client.put(address, content=body)).status_code == 204, "again is harmless"
-        assert code_of(await client.get(address)) == "signature_wrong"
-        response = await client.get(signed(stage, "GET", object_path(OUTPUT)))
-        assert response.content == body
-        assert response.headers["content-length"] == str(len(body))
-        response = await client.put(signed(stage, "GET", object_path(OUTPUT)), content=b"x")
-        assert code_of(response) == "signature_wrong"
-        assert await stage.objects.read(OUTPUT) == body
-
-
-async def test_nothing_but_outputs_can_be_put() -> None:
-    stage = Stage()
-    names = ("in/b", "model/abc", "out", "output/1", "out/../in/x", "out//x", "out/X", "out/.x")
-    async with serving(stage) as client:
-        for name in names:
-            target = signed(stage, "PUT", object_path(name)).encode()
-            response = await client.put("/", content=b"x", extensions={"target": target})
-            assert code_of(response) == "signature_wrong", name
-        response = await client.put(object_path(OUTPUT), content=b"x")
-        assert code_of(response) == "signature_wrong"
-    for name in ("in/b", "in/x", "out/x", OUTPUT):
-        assert await stage.objects.info(name) is None
-
-
-async def test_an_output_has_a_largest_size() -> None:
-    stage = Stage()
-    piece = bytes(1024 * 1024)
-
-    async def too_long() -> AsyncIterator[bytes]:
-        for _ in range(OBJECT_BYTES_MAX // len(piece)):
-            yield piece
-        yield b"1"
-
-    async with serving(stage) as client:
-        address = signed(stage, "PUT", object_path(OUTPUT))
-        headers = {"content-length": str(OBJECT_BYTES_MAX + 1)}
-        refused = await announce(client, address, headers)
-        assert b" 413 " in refused
-        assert b"file_too_large" in refused
-        try:
-            response = await client.put(address, content=too_long())
-        except httpx.TransportError:
-            pass  # The connection may be closed while we are still sending.
-        else:
-            assert code_of(response) == "file_too_large"
-    assert await stage.objects.info(OUTPUT) is None
-
-
-async def announce(client: httpx.AsyncClient, address: str, headers: dict[str, str]) -> bytes:
-    """What comes back when the head of a PUT was sent and nothing else."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
-    lines = [f"PUT {address} HTTP/1.1", "host: x", "connection: close"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    writer.write("\r\n".join([*lines, "", ""]).encode())
-    answer = await asyncio.wait_for(reader.read(), 10)
-    writer.close()
-    return answer
-
-
-@pytest.mark.parametrize("is_folder", [False, True])
-async def test_ranges_of_objects(is_folder: bool) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        stage = Stage()
-        objects: Any = FolderObjects(Path(folder)) if is_folder else stage.objects
-        stage.context = msgspec.structs.replace(stage.context, objects=objects)
-        body = secrets.token_bytes(2_500_000)
-        await objects.write("in/b", chunks(body))
-        async with serving(stage) as client:
-            await check_ranges(client, signed(stage, "GET", object_path("in/b")), body)
-            part = body[1_000_000:1_600_000]
-            address = signed(stage, "GET", object_path("in/b", 1_000_000, 600_000))
-            await check_ranges(client, address, part)
-            rest = signed(stage, "GET", object_path("in/b", 2_400_000, -1))
-            assert (await client.get(rest)).content == body[2_400_000:]
-            behind = signed(stage, "GET", object_path("in/b", 9_000_000, 10))
-            assert (await client.get(behind)).content == b""
-            missing = signed(stage, "GET", object_path("in/c"))
-            assert code_of(await client.get(missing)) == "not_found"
-
-
-async def check_ranges(client: httpx.AsyncClient, address: str, body: bytes) -> None:
-    whole = await client.get(address)
-    assert whole.status_code == 200
-    assert whole.content == body
-    assert whole.headers["accept-ranges"] == "bytes"
-    etag = whole.headers["etag"]
-    size = len(body)
-    for header, begin, end in (
-        ("bytes=0-0", 0, 1),
-        ("bytes=0-", 0, size),
-        ("bytes=100-199", 100, 200),
-        (f"bytes={size - 1}-", size - 1, size),
-        ("bytes=300000-599999", 300_000, 600_000),
-        ("bytes=-5", size - 5, size),
-        (f"bytes=5-{size + 10}", 5, size),
-    ):
-        response = await client.get(address, headers={"range": header, "if-range": etag})
-        assert response.status_code == 206
-        assert response.content == body[begin:end]
-        assert response.headers["content-range"] == f"bytes {begin}-{end - 1}/{size}"
-        assert response.headers["content-length"] == str(end - begin)
-    for header in ("bytes=5-4", "bytes=a-b", "bytes=0-1,3-4", "items=0-1", "bytes=-"):
-        response = await client.get(address, headers={"range": header})
-        assert (response.status_code, len(response.content)) == (200, size)
-    changed = {"range": "bytes=5-", "if-range": '"another"'}
-    assert len((await client.get(address, headers=changed)).content) == size
-    response = await client.get(address, headers={"range": f"bytes={size}-"})
-    assert code_of(response) == "range_unsatisfiable"
-    assert response.headers["content-range"] == f"bytes */{size}"
-
-
-@given(size=st.integers(0, 20), first=st.integers(0, 25), last=st.integers(0, 25))
-def test_a_range_gives_what_slices_give(size: int, first: int, last: int) -> None:
-    body = bytes(range(size))
-    for header, expected in (
-        (f"bytes={first}-{last}", body[first : last + 1]),
-        (f"bytes={first}-", body[first:]),
-        (f"bytes=-{last}", body[-last:] if last else b""),
-    ):
-        found = requested_range(header, size)
-        if found is None:
-            assert header.endswith(f"-{last}")
-            assert last < first
-        elif isinstance(found, RangeUnsatisfiable):
-            assert expected == b""
-        else:
-            assert isinstance(found, ByteRange)
-            assert found.length >= 1
-            assert body[found.offset : found.offset + found.length] == expected
-
-
-async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
-    class Silent:
-        async def stream(self) -> AsyncIterator[bytes]:
-            yield b"begin"
-            await asyncio.Event().wait()
-
-    silent: Any = Silent()
-    body = body_chunks(silent, silence_s=0.01)
-    assert await anext(body) == b"begin"
-    with pytest.raises(ApiError, match="did not come"):
-        await anext(body)
-
-
-async def test_a_client_that_goes_away_does_no_harm() -> None:
-    stage = Stage()
-    await stage.objects.write("in/b", chunks(bytes(30_000_000)))
-    async with serving(stage) as client:
-        address = signed(stage, "GET", object_path("in/b"))
-        for _ in range(3):
-            async with client.stream("GET", address) as response:
-                await anext(response.aiter_raw())
-        assert (await client.get("/healthz")).status_code == 200

@@ -19,6 +19,7 @@ from terafleet.protocol.shard import (
 from tests.contract.customer_stage import Stage, lines, stage, until
 
 BATCH = BatchId("batch_1")
+FILE = f"file-of-{BATCH}"
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ async def test_work_is_taken_from_the_bus(made: Stage) -> None:
     outcomes = await made.shard.compute(BATCH)
     made.shard.ask(made.shard.assemble_of(BATCH, outcomes))
     await until(lambda: is_so_far(made, BatchState.COMPLETED))
-    made.shard.ask(Forget(BATCH, ()))
+    made.shard.ask(Forget(BATCH, FILE))
     await made.work.finish()
     assert made.shard.views[BATCH].output_file_id
 
@@ -78,7 +79,7 @@ async def test_work_that_stays_impossible_is_left_to_the_shard(made: Stage) -> N
 async def test_a_batch_is_forgotten_after_its_cut_and_not_in_its_midst(made: Stage) -> None:
     await made.admit(lines(1_000))
     made.shard.ask(made.shard.cut_of(BATCH))
-    made.shard.ask(Forget(BATCH, ()))
+    made.shard.ask(Forget(BATCH, FILE))
     await until(lambda: is_so_far(made, BatchState.IN_PROGRESS))
     await made.work.finish()
     assert await made.objects.info(plan_name(BATCH)) is None

@@ -1,5 +1,6 @@
 """The link: what it says when, and what the guard hears of it."""
 
+import hashlib
 import itertools
 from collections.abc import AsyncIterator
 
@@ -15,8 +16,9 @@ from terafleet.bus.ports import BusRefused, BusUnavailable
 from terafleet.core import guard_events as ev
 from terafleet.core.capability import Capability
 from terafleet.core.events import HeldLease
-from terafleet.core.ids import Epoch, LeaseId, ModelId, WorkUnitId
-from terafleet.core.reasons import LeaseEnding, Refusal
+from terafleet.core.ids import WHOLE_LEASE, Epoch, LeaseId, ModelId, ReceiptId, WorkUnitId
+from terafleet.core.reasons import Failure, LeaseEnding, Refusal
+from terafleet.core.work import AttemptResult
 from terafleet.protocol import agent as wire
 from tests.contract.agent_stage import VEHICLE
 from tests.contract.link_stage import (
@@ -28,6 +30,9 @@ from tests.contract.link_stage import (
 )
 
 HOUR_MS = 3_600_000
+FIGURE_MAX = 10**12
+UNIT_ID_MAX = 2**63 - 1
+RECEIPT = ReceiptId(UNIT_ID_MAX)
 
 
 @pytest.fixture
@@ -45,16 +50,21 @@ async def deaf() -> AsyncIterator[Stage]:
         yield opened
 
 
-def a_receipt(lease: int, unit: int = 1, payload: bytes = b"x") -> wire.Receipt:
-    return wire.Receipt(LeaseId(lease), WorkUnitId(unit), payload=payload)
+def a_receipt(lease: int, payload: bytes = b"x", results: int = 1) -> wire.Receipt:
+    """A receipt of results whose figures are the greatest."""
+    figures = [FIGURE_MAX] * 6
+    found = [AttemptResult(WorkUnitId(UNIT_ID_MAX - unit), *figures) for unit in range(results)]
+    digest = hashlib.sha256(payload).digest()
+    return wire.Receipt(
+        LeaseId(lease), RECEIPT, results=tuple(found), digest=digest, payload=payload
+    )
 
 
 def a_grant(lease: int, units: int = 2) -> wire.Grant:
     offered = tuple(
-        wire.OfferedUnit(WorkUnitId(number), 3, b"d" * 32, b"input", "", "/out")
-        for number in range(units)
+        wire.OfferedUnit(WorkUnitId(number), 3, b"d" * 32, b"input", "") for number in range(units)
     )
-    return wire.Grant(LeaseId(lease), ModelId("m"), "/offer", "/v1/embeddings", offered)
+    return wire.Grant(LeaseId(lease), ModelId("m"), "/offer", "/out/", "/v1/embeddings", offered)
 
 
 def keys(stage: Stage) -> list[int]:
@@ -215,12 +225,12 @@ async def test_a_grant_on_an_old_heartbeat_brings_a_fresh_one(stage: Stage) -> N
 async def test_revocations_and_acknowledgements_become_events(stage: Stage) -> None:
     leases = (LeaseId(5), LeaseId(6))
     stage.plane.say(wire.Revoke(Epoch(1), leases, LeaseEnding.BATCH_CANCELLED))
-    stage.plane.say(wire.Acknowledge(((LeaseId(7), WorkUnitId(1)), (LeaseId(8), WorkUnitId(-1)))))
+    stage.plane.say(wire.Acknowledge(((LeaseId(7), ReceiptId(1)), (LeaseId(8), WHOLE_LEASE))))
     await stage.time.settle()
     revoked = [(event.lease_id, event.ending) for event in stage.of(ev.LeaseRevoked)]
     assert revoked == [(5, LeaseEnding.BATCH_CANCELLED), (6, LeaseEnding.BATCH_CANCELLED)]
-    acknowledged = [(event.lease_id, event.unit_id) for event in stage.of(ev.ReceiptAcknowledged)]
-    assert acknowledged == [(7, 1), (8, -1)]
+    (acknowledged,) = stage.of(ev.ReceiptsAcknowledged)
+    assert acknowledged.receipts == ((7, 1), (8, WHOLE_LEASE))
 
 
 @pytest.mark.parametrize(
@@ -252,9 +262,18 @@ async def test_receipts_are_split_before_the_greatest_message(stage: Stage) -> N
     assert all(len(wire.ENCODER.encode(one)) <= wire.MESSAGE_BYTES_MAX for one in messages)
 
 
-@given(st.lists(st.integers(0, 3 * 1024 * 1024), max_size=12))
-def test_batches_keep_all_receipts_in_order_and_within_the_bound(sizes: list[int]) -> None:
-    receipts = [a_receipt(lease, payload=b"x" * size) for lease, size in enumerate(sizes)]
+@given(
+    st.lists(st.tuples(st.integers(0, 3 * 1024 * 1024), st.integers(0, 5_000)), max_size=12),
+    st.integers(0, 2),
+)
+def test_batches_keep_all_receipts_in_order_and_within_the_bound(
+    sizes: list[tuple[int, int]], failures: int
+) -> None:
+    receipts = [
+        a_receipt(lease, b"x" * size, results) for lease, (size, results) in enumerate(sizes)
+    ]
+    failed = wire.Receipt(LeaseId(0), RECEIPT, Failure.INPUT_UNAVAILABLE, detail="\U0001f697" * 500)
+    receipts += [failed] * failures * 2_500
     batches = list(in_batches(receipts))
     assert [receipt for batch in batches for receipt in batch] == receipts
     for batch in batches:
@@ -269,13 +288,23 @@ async def test_receipts_go_out_again_until_they_are_forgotten(stage: Stage) -> N
     assert keys(stage) == [1, 2, 1]
     await stage.time.pass_ms(4_000)
     assert keys(stage) == [1, 2, 1, 2]
-    stage.link.forget(LeaseId(1), WorkUnitId(1))
+    stage.link.forget([(LeaseId(1), RECEIPT), (LeaseId(3), RECEIPT)])
     await stage.time.pass_ms(10_000)
     assert keys(stage) == [1, 2, 1, 2, 2]
-    stage.link.forget(LeaseId(2), WorkUnitId(1))
+    stage.link.forget([(LeaseId(2), RECEIPT)])
     await stage.time.pass_ms(HOUR_MS)
     assert len(keys(stage)) == 5
     assert stage.link.receipts_waiting == 0
+
+
+async def test_receipts_of_a_lease_are_forgotten_each_by_its_name(stage: Stage) -> None:
+    names = [RECEIPT, ReceiptId(2), WHOLE_LEASE]
+    stage.link.hand_in([wire.Receipt(LeaseId(1), name, payload=b"x") for name in names])
+    stage.link.forget([(LeaseId(1), ReceiptId(2)), (LeaseId(2), WHOLE_LEASE)])
+    assert stage.link.receipts_waiting == 2
+    await stage.time.pass_ms(10_000)
+    (_, again) = stage.plane.all(wire.Receipts)
+    assert [receipt.receipt_id for receipt in again.receipts] == [RECEIPT, WHOLE_LEASE]
 
 
 async def test_receipts_wait_for_a_welcome_and_go_out_with_it(deaf: Stage) -> None:

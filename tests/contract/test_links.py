@@ -1,139 +1,24 @@
 """The shard's links: heartbeats end there, the fleet hears only changes and silences."""
 
-import hashlib
-from collections.abc import Sequence
-from typing import TypeVar
-
 import msgspec
 import pytest
 
-from terafleet.bus.adapters.memory import MemoryBroker, MemoryBus
-from terafleet.bus.ports import Message
-from terafleet.control.shard.links import (
-    DETAIL_CHARACTERS_MAX,
-    FIGURE_MAX,
-    SLOTS_MAX,
-    Links,
-    LinkSettings,
-)
+from terafleet.control.shard.links import SLOTS_MAX
 from terafleet.core import events as ev
-from terafleet.core.capability import Capability
-from terafleet.core.effects import WelcomeVehicle
-from terafleet.core.events import HeldLease
-from terafleet.core.ids import Epoch, LeaseId, ModelId, VehicleId, WorkUnitId, output_name
-from terafleet.core.reasons import Failure, LeaseEnding, Refusal
-from terafleet.engine.clock import ManualClock
-from terafleet.engine.ports import Blob
+from terafleet.core.ids import Epoch
 from terafleet.protocol import agent as wire
-from tests.contract.virtual_time import VirtualTime
-
-VEHICLE, OTHER = VehicleId("veh-abcdefghij"), VehicleId("veh-klmnopqrst")
-CAPABILITY = Capability(("onnx",), 4_000, 2, (ModelId("m"),), "phone")
-SETTINGS = LinkSettings()
-LEASE_MS, MARGIN_MS = 20_000, 4_000
-UNPLUGGED = (Refusal.UNPLUGGED,)
-LEASE, UNIT, WHOLE_LEASE = LeaseId(7), WorkUnitId(12), WorkUnitId(-1)
-
-E = TypeVar("E", bound=ev.Event)
-
-
-class FakeCar:
-    """A car that says what the test wants and notes what it hears."""
-
-    def __init__(self, broker: MemoryBroker, vehicle_id: VehicleId) -> None:
-        self.vehicle_id = vehicle_id
-        self.bus = MemoryBus(broker)
-        self.heard: list[wire.ToVehicle] = []
-
-    async def open(self) -> None:
-        """Connect and listen."""
-        await self.bus.connect()
-        await self.bus.subscribe(wire.down_subject(self.vehicle_id), self._take)
-
-    def say(self, message: wire.UpMessage | bytes) -> None:
-        """Send a message, or any bytes."""
-        body = message if isinstance(message, bytes) else wire.ENCODER.encode(message)
-        self.bus.publish(wire.up_subject(self.vehicle_id), body)
-
-    def hello(
-        self,
-        refusals: tuple[Refusal, ...] = (),
-        capability: Capability = CAPABILITY,
-        protocol: int = wire.PROTOCOL,
-    ) -> None:
-        """Say hello, holding one lease."""
-        held = (HeldLease(LEASE, (UNIT,)),)
-        self.say(wire.Hello(protocol, "boot", "0.1.0", capability, refusals, held))
-
-    def _take(self, message: Message) -> None:
-        self.heard.append(wire.TO_VEHICLE_DECODER.decode(message.body))
-
-
-class Stage:
-    """Links with a list in place of the fleet, whose inbox may be full."""
-
-    def __init__(self) -> None:
-        self.clock = ManualClock(1_000_000)
-        self.time = VirtualTime()
-        self.broker = MemoryBroker()
-        self.bus = MemoryBus(self.broker)
-        self.car, self.other = FakeCar(self.broker, VEHICLE), FakeCar(self.broker, OTHER)
-        self.events: list[ev.FleetEvent] = []
-        self.blobs: list[Blob] = []
-        self.is_full = False
-        self.epochs = 0
-        self.links = Links(self.bus, self._submit, self.clock.now_ms, SETTINGS)
-
-    def _submit(self, event: ev.FleetEvent, blobs: Sequence[Blob]) -> bool:
-        if not self.is_full:
-            self.events.append(event)
-            self.blobs += blobs
-        return not self.is_full
-
-    async def open(self) -> None:
-        """Everybody listens."""
-        await self.bus.connect()
-        await self.bus.subscribe(wire.UP_SUBJECTS, self.links.receive)
-        await self.car.open()
-        await self.other.open()
-
-    async def settle(self) -> None:
-        """Let everything arrive that is on its way."""
-        await self.time.settle()
-
-    def welcome(self, vehicle_id: VehicleId = VEHICLE) -> Epoch:
-        """The fleet begins an epoch."""
-        self.epochs += 1
-        epoch = Epoch(self.epochs)
-        self.links.welcome(WelcomeVehicle(vehicle_id, epoch, "boot", LEASE_MS, MARGIN_MS))
-        return epoch
-
-    async def connect(
-        self, refusals: tuple[Refusal, ...] = (), car: FakeCar | None = None
-    ) -> Epoch:
-        """A car says hello and is welcomed; what was heard and told is forgotten."""
-        chosen = car or self.car
-        chosen.hello(refusals)
-        await self.settle()
-        epoch = self.welcome(chosen.vehicle_id)
-        await self.settle()
-        chosen.heard.clear()
-        self.events.clear()
-        return epoch
-
-    async def say(self, message: wire.UpMessage | bytes) -> None:
-        """The car says something, and it arrives."""
-        self.car.say(message)
-        await self.settle()
-
-    def told(self, kind: type[E]) -> list[E]:
-        """The events of a kind that the fleet was told."""
-        return [event for event in self.events if isinstance(event, kind)]
-
-    def pass_ms(self, duration_ms: int) -> None:
-        """Let time pass, and look for silence."""
-        self.clock.advance(duration_ms)
-        self.links.look_for_silence()
+from tests.contract.links_stage import (
+    CAPABILITY,
+    LEASE,
+    LEASE_MS,
+    MARGIN_MS,
+    OTHER,
+    SETTINGS,
+    UNIT,
+    UNPLUGGED,
+    VEHICLE,
+    Stage,
+)
 
 
 @pytest.fixture
@@ -386,105 +271,3 @@ async def test_a_change_that_a_full_inbox_refused_is_asked_for_anew(stage: Stage
     await stage.say(wire.PermitReport(epoch, UNPLUGGED))
     await stage.say(wire.CapabilityReport(epoch, CAPABILITY))
     assert stage.car.heard == [wire.HelloWanted(), wire.HelloWanted()]
-
-
-# Receipts.
-
-
-def receipt(**fields: object) -> wire.Receipt:
-    """The receipt of an attempt."""
-    return msgspec.structs.replace(wire.Receipt(LEASE, UNIT), **fields)
-
-
-async def hand_in(stage: Stage, *receipts: wire.Receipt) -> Epoch:
-    """A car hands receipts in."""
-    epoch = await stage.connect()
-    await stage.say(wire.Receipts(epoch, receipts))
-    return epoch
-
-
-async def test_a_result_comes_with_its_output(stage: Stage) -> None:
-    payload = b"{}\n"
-    result = receipt(
-        answers=2,
-        answers_failed=1,
-        prompt_tokens=3,
-        completion_tokens=4,
-        energy_mwh=5,
-        runtime_ms=6,
-        digest=hashlib.sha256(payload).digest(),
-        payload=payload,
-    )
-    epoch = await hand_in(stage, result)
-    attempt = (stage.clock.now_ms(), VEHICLE, epoch, LEASE, UNIT)
-    assert stage.events == [ev.AttemptReturned(*attempt, 2, 1, 3, 4, 5, 6)]
-    assert stage.blobs == [Blob(output_name(LEASE, UNIT), payload)]
-
-
-async def test_a_large_output_was_put_before_its_receipt(stage: Stage) -> None:
-    await hand_in(stage, receipt(answers=2, digest=b"of the object"))
-    assert len(stage.told(ev.AttemptReturned)) == 1
-    assert stage.blobs == []
-
-
-async def test_an_output_that_does_not_match_its_digest_is_a_failure(stage: Stage) -> None:
-    epoch = await hand_in(stage, receipt(payload=b"{}", digest=b"another", energy_mwh=5))
-    attempt = (stage.clock.now_ms(), VEHICLE, epoch, LEASE, UNIT)
-    words = "the output does not match its digest"
-    assert stage.events == [ev.AttemptFailed(*attempt, Failure.OUTPUT_INCOMPLETE, words, 5)]
-    assert stage.blobs == []
-
-
-async def test_an_output_too_large_for_a_message_is_a_failure(stage: Stage) -> None:
-    for size, kind in (
-        (wire.INLINE_BYTES_MAX, ev.AttemptReturned),
-        (wire.INLINE_BYTES_MAX + 1, ev.AttemptFailed),
-    ):
-        payload = b"x" * size
-        await hand_in(stage, receipt(payload=payload, digest=hashlib.sha256(payload).digest()))
-        assert [type(event) for event in stage.events] == [kind]
-    assert [len(blob.body or b"") for blob in stage.blobs] == [wire.INLINE_BYTES_MAX]
-
-
-async def test_a_failure_is_told_with_its_reason(stage: Stage) -> None:
-    failed = receipt(failure=Failure.OUT_OF_MEMORY, detail="why", energy_mwh=5)
-    epoch = await hand_in(stage, failed)
-    attempt = (stage.clock.now_ms(), VEHICLE, epoch, LEASE, UNIT)
-    assert stage.events == [ev.AttemptFailed(*attempt, Failure.OUT_OF_MEMORY, "why", 5)]
-
-
-async def test_a_lease_that_is_given_back_is_told_with_its_reason(stage: Stage) -> None:
-    ending = LeaseEnding.OWNER_RETURNED
-    released = receipt(unit_id=WHOLE_LEASE, ending=ending, detail="why", energy_mwh=5)
-    epoch = await hand_in(stage, released)
-    lease = (stage.clock.now_ms(), VEHICLE, epoch, LEASE)
-    assert stage.events == [ev.LeaseReleased(*lease, ending, "why", 5)]
-
-
-async def test_receipts_keep_their_order(stage: Stage) -> None:
-    units = [WorkUnitId(number) for number in (3, 1, 2)]
-    failure = Failure.STOPPED
-    await hand_in(stage, *(receipt(unit_id=unit_id, failure=failure) for unit_id in units))
-    assert [event.unit_id for event in stage.told(ev.AttemptFailed)] == units
-
-
-@pytest.mark.parametrize(("said", "taken"), [(-1, 0), (2**63, FIGURE_MAX), (17, 17)])
-async def test_what_a_car_claims_stays_within_reason(stage: Stage, said: int, taken: int) -> None:
-    figures = dict.fromkeys(
-        ("prompt_tokens", "completion_tokens", "energy_mwh", "runtime_ms"), said
-    )
-    long = "x" * 10_000
-    await hand_in(
-        stage,
-        receipt(answers=1, **figures),
-        receipt(failure=Failure.STOPPED, detail=long, energy_mwh=said),
-        receipt(ending=LeaseEnding.OVERDUE, detail=long, energy_mwh=said),
-    )
-    returned, failed, released = stage.events
-    assert isinstance(returned, ev.AttemptReturned)
-    assert {getattr(returned, name) for name in figures} == {taken}
-    assert isinstance(failed, ev.AttemptFailed)
-    assert isinstance(released, ev.LeaseReleased)
-    for event in (failed, released):
-        assert event.energy_mwh == taken
-        assert len(event.detail) == DETAIL_CHARACTERS_MAX

@@ -21,7 +21,7 @@ from terafleet.control.adapters.objects_folder import (
     ObjectDamaged,
 )
 from terafleet.control.adapters.objects_memory import MemoryObjects
-from terafleet.control.object_names import is_object_name
+from terafleet.control.object_names import FOLDER_PARTS, check_folder_name, is_object_name
 from terafleet.control.ports import ObjectInfo, ObjectMissing, Objects, ObjectsFull
 
 KINDS = ("memory", "folder")
@@ -249,7 +249,118 @@ async def test_names_that_look_alike_are_different_objects(objects: Objects) -> 
         assert await objects.read(name) == name.encode()
 
 
+# Folders of objects.
+
+FOLDER = "out/batch_1/"
+IN_FOLDER = [
+    "out/batch_1/veh-a/7-5", "out/batch_1/veh-a/7-6", "out/batch_1/veh-ab/7-5", "out/batch_1/x",
+    "out/batch_1/a/b/c/d",
+]  # fmt: skip
+ELSEWHERE = [
+    "out/batch_1", "out/batch_10/veh-a/7-5", "out/batch_2/veh-a/7-5", "in/batch_1", "plan/batch_1",
+    "out/1/veh-a/7-5", "file/out/batch_1/x", "out-batch_1-veh-a-7", "x", "batch_1/veh-a/7-5",
+]  # fmt: skip
+
+
+async def written(objects: Objects, *names: str) -> None:
+    """Objects of these names, each holding its own."""
+    for name in names:
+        await objects.write(name, chunks(name.encode()))
+
+
+async def missing(objects: Objects, *names: str) -> list[str]:
+    """Those of these names under which nothing is stored."""
+    return [name for name in names if await objects.info(name) is None]
+
+
+async def test_a_folder_is_deleted_with_all_that_lies_in_it(objects: Objects) -> None:
+    await written(objects, *IN_FOLDER, *ELSEWHERE)
+    assert objects.read_now(IN_FOLDER[0], 0, 3) == b"out"
+    assert await objects.delete_folder(FOLDER) == len(IN_FOLDER)
+    assert await missing(objects, *IN_FOLDER) == IN_FOLDER
+    with pytest.raises(ObjectMissing):
+        objects.read_now(IN_FOLDER[0], 0, 3)
+    for name in ELSEWHERE:
+        assert await objects.read(name) == name.encode()
+    assert await objects.delete_folder(FOLDER) == 0
+
+
+async def test_a_folder_within_a_folder_is_deleted_alone(objects: Objects) -> None:
+    await written(objects, *IN_FOLDER)
+    assert await objects.delete_folder("out/batch_1/veh-a/") == 2
+    assert await missing(objects, *IN_FOLDER) == IN_FOLDER[:2]
+    assert await objects.delete_folder("out/batch_1/a/b/") == 1
+    assert await missing(objects, *IN_FOLDER) == [*IN_FOLDER[:2], IN_FOLDER[4]]
+
+
+async def test_a_folder_that_never_was_is_empty(objects: Objects) -> None:
+    assert await objects.delete_folder("out/batch_3/") == 0
+
+
+async def test_a_deleted_folder_may_be_filled_again(objects: Objects) -> None:
+    await written(objects, *IN_FOLDER)
+    await objects.delete_folder(FOLDER)
+    await written(objects, IN_FOLDER[0])
+    assert await objects.read(IN_FOLDER[0]) == IN_FOLDER[0].encode()
+    assert await objects.delete_folder(FOLDER) == 1
+
+
+BAD_FOLDERS = [
+    "", "/", "//", "out", "out/", "out/batch_1", "out/batch_1/veh-a/7-5", "out//", "/out/",
+    "out//x/", "/out/batch_1/", "out/batch_1//", "./batch_1/", "out/../", "out/batch_1/../",
+    "out/.hidden/", "out=batch_1=", "out/batch_1=", "incoming=/a/", "Out/batch_1/", "out/batch 1/",
+    "out/batch_1/ ", "out/batch_*/", "out/batch_1/\n", "out/batch_1\n/", "out/" + "a" * 200 + "/",
+]  # fmt: skip
+
+
+async def test_what_is_no_whole_folder_is_refused(objects: Objects) -> None:
+    await written(objects, *IN_FOLDER)
+    for prefix in BAD_FOLDERS:
+        with pytest.raises(ValueError, match="folder"):
+            await objects.delete_folder(prefix)
+    assert await missing(objects, *IN_FOLDER) == []
+
+
+@given(st.text("ab/._-=A\n", max_size=12))
+def test_no_folder_leads_out_of_the_folder(prefix: str) -> None:
+    try:
+        check_folder_name(prefix)
+    except ValueError:
+        return
+    parts = prefix.split("/")
+    assert len(parts) > FOLDER_PARTS
+    assert parts[-1] == ""
+    assert all(part and not part.startswith(".") for part in parts[:-1])
+    assert not set(prefix) & set("=A\n")
+
+
 # What only the folder promises.
+
+
+async def test_folders_that_lie_together_are_told_apart(tmp_path: Path) -> None:
+    def place(prefix: str) -> bytes:
+        return hashlib.sha256(prefix.removesuffix("/").encode()).digest()[:1]
+
+    beside = next(
+        prefix
+        for prefix in (f"out/batch_{number}/" for number in range(2, 100_000))
+        if place(prefix) == place(FOLDER)
+    )
+    others = (f"{beside}x", f"{beside}y/z")
+    objects = FolderObjects(tmp_path)
+    await written(objects, f"{FOLDER}x", *others)
+    assert len({file.parent for file in files_of(tmp_path)}) == 1
+    assert await objects.delete_folder(FOLDER) == 1
+    assert await missing(objects, *others) == []
+
+
+async def test_what_begins_alike_lies_together(tmp_path: Path) -> None:
+    objects = FolderObjects(tmp_path)
+    await written(objects, *IN_FOLDER)
+    assert len({file.parent for file in files_of(tmp_path)}) == 1
+    again = FolderObjects(tmp_path)
+    assert await again.delete_folder(FOLDER) == len(IN_FOLDER)
+    assert files_of(tmp_path) == []
 
 
 async def test_the_objects_are_there_after_a_restart(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from terafleet.agent.answers import AnswerCount, count_answers
-from terafleet.agent.attempts import address_name
 from terafleet.agent.deeds import Deeds
 from terafleet.agent.energy import CpuShares, EnergyEstimate
 from terafleet.agent.inputs import LEASES_MAX, LeasedInputs
@@ -15,28 +14,21 @@ from terafleet.agent.ports import RuntimeFailure, RuntimeUnavailable
 from terafleet.agent.runtime_keeper import RuntimeKeeper
 from terafleet.core import guard_effects as fx
 from terafleet.core import guard_events as ev
-from terafleet.core.ids import LeaseId, ModelId, WorkUnitId, output_name
-from terafleet.core.reasons import Failure, LeaseEnding
-from terafleet.protocol.agent import INLINE_BYTES_MAX, Grant, OfferedUnit
+from terafleet.core.ids import LeaseId, ModelId, WorkUnitId
+from terafleet.core.reasons import Failure
+from terafleet.core.work import AttemptResult
+from terafleet.protocol.agent import Grant, OfferedUnit
+from terafleet.protocol.parcel import unpack
 from tests.contract.agent_stage import FakeGateway, until
-from tests.contract.performer_stage import LINE, NO_MODEL, FakeRuntime, Stage, receipt_of
+from tests.contract.performer_stage import LINE, NO_MODEL, FakeRuntime, Stage
 
-ONE = (LeaseId(1), WorkUnitId(1))
-LARGE_ANSWER = b'{"status_code":200,"body":"' + b"x" * INLINE_BYTES_MAX + b'"}\n'
+ONE = LeaseId(1)
 
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     async with FakeGateway().open() as gateway, Stage(tmp_path, gateway).open() as opened:
         yield opened
-
-
-async def finished(stage: Stage, payload: bytes = LINE * 3) -> ev.AttemptFinished:
-    """Have one attempt finished with this output."""
-    await stage.loaded()
-    name = await stage.started()
-    stage.runtime.answer(name, payload)
-    return await stage.heard(ev.AttemptFinished)
 
 
 async def test_a_model_is_fetched_its_runtime_started_and_the_model_loaded(stage: Stage) -> None:
@@ -77,20 +69,18 @@ async def test_a_model_that_does_not_load_is_unavailable(stage: Stage) -> None:
     assert (event.failure, event.detail) == (Failure.OUT_OF_MEMORY, "too large")
 
 
-async def test_an_attempt_finishes_with_its_output_in_the_record(stage: Stage) -> None:
+async def test_an_attempt_finishes_with_its_output_in_a_parcel(stage: Stage) -> None:
     await stage.loaded()
     name = await stage.started()
     await stage.time.pass_ms(250)
     stage.runtime.answer(name, LINE * 2 + b'{"status_code":400,"body":{}}\n', cpu_ms=40)
-    event = await stage.heard(ev.AttemptFinished)
+    event = await stage.heard(ev.AttemptsFinished)
     output = LINE * 2 + b'{"status_code":400,"body":{}}\n'
-    assert (event.lease_id, event.unit_id) == ONE
-    assert (event.answers, event.answers_failed) == (3, 1)
-    assert (event.prompt_tokens, event.completion_tokens) == (30, 5)
-    assert (event.energy_mwh, event.runtime_ms) == (40, 250)
-    assert event.digest == hashlib.sha256(output).digest()
-    assert stage.store.blob(output_name(*ONE)) == output
-    assert stage.store.blob(address_name(*ONE)) is None
+    assert event.lease_id == ONE
+    assert event.results == (AttemptResult(WorkUnitId(1), 3, 1, 30, 5, 40, 250),)
+    assert unpack(event.parcel) == {1: output}
+    assert event.digest == hashlib.sha256(event.parcel).digest()
+    assert not list(stage.store.blob_names(""))
     assert len(stage.attempts) == 0
     figures = stage.attempts.figures
     assert (figures.finished, figures.answers, figures.answers_failed) == (1, 3, 1)
@@ -103,7 +93,7 @@ async def test_a_large_input_is_fetched_from_its_address(stage: Stage) -> None:
     await stage.loaded()
     name = await stage.started(digest=digest, payload=b"", input_address="/in/1")
     stage.runtime.answer(name)
-    await stage.heard(ev.AttemptFinished)
+    await stage.heard(ev.AttemptsFinished)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +119,7 @@ async def test_an_input_that_can_not_be_had_breaks_the_attempt(
 async def test_an_attempt_without_input_breaks(stage: Stage) -> None:
     await stage.loaded()
     stage.grant()
-    stage.perform(fx.ForgetLease(LeaseId(1)), stage.start_of())
+    stage.perform(fx.ForgetLease(ONE), stage.start_of())
     assert (await stage.heard(ev.AttemptBroke)).failure is Failure.INPUT_UNAVAILABLE
 
 
@@ -144,10 +134,12 @@ async def test_an_attempt_without_runtime_breaks(stage: Stage) -> None:
 )
 async def test_an_output_that_is_not_whole_breaks_the_attempt(stage: Stage, output: bytes) -> None:
     await stage.loaded()
-    stage.runtime.answer(await stage.started(), output, cpu_ms=40)
+    name = await stage.started()
+    stage.runtime.used_ms = 40
+    stage.runtime.answer(name, output)
     event = await stage.heard(ev.AttemptBroke)
     assert (event.failure, event.energy_mwh) == (Failure.OUTPUT_INCOMPLETE, 40)
-    assert stage.store.blob(output_name(*ONE)) is None
+    assert not stage.of(ev.AttemptsFinished)
 
 
 @pytest.mark.parametrize(
@@ -167,14 +159,14 @@ async def test_a_runtimes_failure_breaks_the_attempt(
 
 async def test_a_stopped_attempt_breaks_with_the_energy_that_it_took(stage: Stage) -> None:
     await stage.loaded()
-    await stage.started(unit=1)
-    await stage.started(lease=2, unit=2)
+    await stage.started()
+    await stage.started(lease=2, units=(2,))
     stage.runtime.used_ms = 100
-    stage.perform(fx.StopAttempt(*ONE))
+    stage.perform(fx.StopAttempts(ONE))
     event = await stage.heard(ev.AttemptBroke)
     assert (event.lease_id, event.failure, event.energy_mwh) == (1, Failure.STOPPED, 50)
     stage.runtime.used_ms = 160
-    stage.perform(fx.StopAttempt(LeaseId(2), WorkUnitId(2)))
+    stage.perform(fx.StopAttempts(LeaseId(2)))
     assert (await stage.heard(ev.AttemptBroke, 2)).energy_mwh == 110
 
 
@@ -182,10 +174,9 @@ async def test_a_result_that_comes_after_the_stop_counts_as_stopped(stage: Stage
     await stage.loaded()
     name = await stage.started()
     stage.runtime.answer(name)
-    stage.perform(fx.StopAttempt(*ONE))
+    stage.perform(fx.StopAttempts(ONE))
     assert (await stage.heard(ev.AttemptBroke)).failure is Failure.STOPPED
-    assert not stage.of(ev.AttemptFinished)
-    assert stage.store.blob(output_name(*ONE)) is None
+    assert not stage.of(ev.AttemptsFinished)
 
 
 async def test_an_attempt_stopped_while_its_input_comes_never_runs(stage: Stage) -> None:
@@ -195,10 +186,10 @@ async def test_an_attempt_stopped_while_its_input_comes_never_runs(stage: Stage)
     stage.gateway.gate.clear()
     stage.perform(stage.start_of())
     await until(lambda: "/in/1" in stage.gateway.paths())
-    stage.perform(fx.StopAttempt(*ONE))
+    stage.perform(fx.StopAttempts(ONE))
     stage.gateway.gate.set()
     assert (await stage.heard(ev.AttemptBroke)).failure is Failure.STOPPED
-    assert not [asked for asked in stage.runtime.asked if asked.startswith("run")]
+    assert not stage.ran()
 
 
 async def test_the_processor_is_given_back_before_anything_else(stage: Stage) -> None:
@@ -206,7 +197,7 @@ async def test_the_processor_is_given_back_before_anything_else(stage: Stage) ->
     await stage.started()
     stage.runtime.asked.clear()
     stage.perform(
-        fx.StopAttempt(*ONE),
+        fx.StopAttempts(ONE),
         fx.ReportPermit(fx.GuardState.YIELDING, ()),
         fx.SuspendRuntime(),
         fx.KillRuntime(),
@@ -303,110 +294,6 @@ async def test_several_kinds_of_runtime_are_one_to_the_guard() -> None:
     await deeds.stop()
 
 
-async def test_a_small_output_rides_in_its_receipt(stage: Stage) -> None:
-    event = await finished(stage)
-    stage.perform(receipt_of(event))
-    (receipt,) = stage.receipts
-    assert receipt.payload == LINE * 3
-    assert (receipt.failure, receipt.ending, receipt.digest) == (None, None, event.digest)
-    assert (receipt.answers, receipt.energy_mwh) == (3, 40)
-
-
-async def test_a_groups_receipts_are_handed_in_together(stage: Stage) -> None:
-    event = await finished(stage)
-    blank = (0, 0, 0, 0, 0, 0, b"")
-    lease = LeaseId(2)
-    stage.perform(
-        receipt_of(event),
-        fx.SendReceipt(lease, WorkUnitId(-1), None, LeaseEnding.OWNER_RETURNED, "", *blank),
-        fx.SendReceipt(lease, WorkUnitId(3), Failure.OVERDUE, None, "late", *blank),
-    )
-    assert stage.batches == [3]
-    assert [one.ending for one in stage.receipts] == [None, LeaseEnding.OWNER_RETURNED, None]
-    assert stage.receipts[2].detail == "late"
-
-
-async def test_a_large_output_is_put_before_its_receipt_leaves(stage: Stage) -> None:
-    output = LARGE_ANSWER * 3
-    event = await finished(stage, output)
-    stage.gateway.refuse("/out/1/1", "storage_full", times=2)
-    stage.perform(receipt_of(event))
-    assert not stage.receipts
-    await until(lambda: stage.receipts)
-    assert stage.gateway.objects["/out/1/1"] == output
-    assert stage.gateway.paths("PUT") == ["/out/1/1"] * 3
-    assert (stage.receipts[0].payload, stage.receipts[0].digest) == (b"", event.digest)
-    assert stage.receipts[0].failure is None
-
-
-async def test_an_output_without_a_place_to_go_is_a_failure(stage: Stage) -> None:
-    event = await finished(stage, LARGE_ANSWER * 3)
-    stage.gateway.refuse("/out/1/1", "address_expired")
-    stage.perform(receipt_of(event))
-    await until(lambda: stage.receipts)
-    (receipt,) = stage.receipts
-    assert receipt.failure is Failure.OUTPUT_INCOMPLETE
-    assert "address_expired" in receipt.detail
-    assert (receipt.energy_mwh, receipt.payload, receipt.answers) == (40, b"", 0)
-
-
-async def test_an_output_that_is_put_already_is_not_put_twice_at_once(stage: Stage) -> None:
-    event = await finished(stage, LARGE_ANSWER * 3)
-    stage.gateway.gate.clear()
-    stage.perform(receipt_of(event))
-    stage.perform(receipt_of(event))
-    stage.gateway.gate.set()
-    await until(lambda: stage.receipts)
-    await stage.quiet()
-    assert stage.gateway.paths("PUT") == ["/out/1/1"]
-    assert stage.batches == [1]
-
-
-async def test_after_a_restart_outputs_come_from_the_record(stage: Stage) -> None:
-    event = await finished(stage)
-    stage.deliveries.send([receipt_of(event)])
-    stage.deliveries.send([receipt_of(event)])
-    assert [receipt.payload for receipt in stage.receipts] == [LINE * 3] * 2
-    stage.perform(fx.ForgetReceipt(*ONE))
-    assert stage.store.blob(output_name(*ONE)) is None
-    stage.deliveries.send([receipt_of(event)])
-    assert stage.receipts[-1].failure is Failure.OUTPUT_INCOMPLETE
-
-
-async def test_an_acknowledged_output_is_deleted_and_no_other(stage: Stage) -> None:
-    await stage.loaded()
-    for lease in (1, 12):
-        stage.runtime.answer(await stage.started(lease=lease))
-        await stage.heard(ev.AttemptFinished, 1 if lease == 1 else 2)
-    stage.perform(fx.ForgetReceipt(*ONE))
-    assert stage.store.blob(output_name(*ONE)) is None
-    assert stage.store.blob(output_name(LeaseId(12), WorkUnitId(1))) == LINE * 3
-
-
-async def test_only_an_output_that_may_have_an_address_has_it_deleted(stage: Stage) -> None:
-    event = await finished(stage)
-    stage.perform(receipt_of(event))
-    stage.perform(fx.ForgetReceipt(*ONE))
-    assert stage.discarded == [output_name(*ONE)]
-    stage.perform(fx.ForgetReceipt(*ONE))
-    assert stage.discarded[1:] == [output_name(*ONE), address_name(*ONE)], "not of this process"
-
-
-async def test_forgetting_ends_a_put_that_can_not_succeed(stage: Stage) -> None:
-    event = await finished(stage, LARGE_ANSWER * 3)
-    assert stage.store.blob(address_name(*ONE)) == b"/out/1/1"
-    stage.gateway.refuse("/out/1/1", "overloaded", times=1_000_000)
-    stage.perform(receipt_of(event))
-    await until(lambda: len(stage.gateway.paths("PUT")) > 2)
-    stage.perform(fx.ForgetReceipt(*ONE))
-    await stage.quiet()
-    asked = len(stage.gateway.paths("PUT"))
-    await stage.quiet()
-    assert len(stage.gateway.paths("PUT")) == asked
-    assert not stage.receipts
-    assert stage.store.blob(address_name(*ONE)) is None
-
-
 async def test_a_bug_in_a_deed_is_not_lost() -> None:
     deeds = Deeds()
 
@@ -457,10 +344,13 @@ def test_processor_time_is_shared_by_who_ran_meanwhile() -> None:
 
 def test_the_inputs_that_are_kept_are_bounded() -> None:
     inputs = LeasedInputs()
-    unit = OfferedUnit(WorkUnitId(1), 1, b"", b"", "", "")
+    unit = OfferedUnit(WorkUnitId(1), 1, b"", b"", "")
     for lease in range(LEASES_MAX + 10):
-        inputs.keep(Grant(LeaseId(lease), ModelId("m"), "", "", (unit,)))
+        inputs.keep(Grant(LeaseId(lease), ModelId("m"), "", f"/out/{lease}/", "", (unit,)))
     assert len(inputs) == LEASES_MAX
-    assert inputs.unit(LeaseId(0), WorkUnitId(1)) is None
-    assert inputs.unit(LeaseId(LEASES_MAX), WorkUnitId(1)) == unit
-    assert inputs.unit(LeaseId(LEASES_MAX), WorkUnitId(2)) is None
+    assert inputs.of(LeaseId(9)) is None
+    kept = inputs.of(LeaseId(10))
+    assert kept is not None
+    assert (kept.units, kept.outputs_address) == ({1: unit}, "/out/10/")
+    inputs.forget(LeaseId(10))
+    assert inputs.of(LeaseId(10)) is None

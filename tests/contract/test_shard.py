@@ -7,14 +7,23 @@ from pathlib import Path
 import pytest
 
 from terafleet.control.shard.journal import FLEET_CODEC
-from terafleet.core.ids import BatchId, LeaseId, WorkUnitId, output_name
+from terafleet.core.ids import (
+    WHOLE_LEASE,
+    BatchId,
+    LeaseId,
+    ReceiptId,
+    WorkUnitId,
+    large_output_name,
+    output_name,
+)
 from terafleet.core.reasons import LeaseEnding, Refusal
 from terafleet.core.work import BatchState
 from terafleet.engine.adapters.sqlite import SqliteStore
 from terafleet.engine.ports import Blob, JournalEntry
 from terafleet.protocol import agent as wire
 from terafleet.protocol import shard as q
-from terafleet.protocol.addresses import address_fault
+from terafleet.protocol.addresses import address_below, address_fault, folder_fault
+from terafleet.protocol.fleet_http import object_path
 from tests.contract.agent_stage import until
 from tests.contract.shard_stage import (
     CUSTOMER,
@@ -22,7 +31,9 @@ from tests.contract.shard_stage import (
     SECRET,
     Reopen,
     ShardStage,
+    receipt_of,
     reopen_memory,
+    settings_of,
     units_of,
 )
 
@@ -52,10 +63,14 @@ async def quick() -> AsyncIterator[ShardStage]:
 # A batch.
 
 
-async def test_a_batch_from_the_question_to_the_file(stage: ShardStage) -> None:
+@pytest.mark.parametrize("units_per_receipt", [1, 2])
+async def test_a_batch_from_the_question_to_the_file(
+    stage: ShardStage, units_per_receipt: int
+) -> None:
     await stage.open()
     for name in ("a", "b"):
-        await stage.add_car(name, works=True)
+        car = await stage.add_car(name, works=True)
+        car.units_per_receipt = units_per_receipt
     assert await stage.gateway.create("batch_1", LINES) == q.Answered()
     await until(lambda: stage.gateway.asked_for(q.Forget))
     assert stage.gateway.files[BATCH] == ANSWERS, "in the order of the cut"
@@ -82,14 +97,17 @@ async def test_a_grant_carries_all_that_a_car_needs(quick: ShardStage) -> None:
     assert (small_unit.payload, small_unit.input_address) == (b"small\n", "")
     assert small_unit.digest == hashlib.sha256(b"small\n").digest()
     assert large_unit.payload == b""
-    now_s = 0
-    for address, method in (
-        (large_unit.input_address, "GET"),
-        (small_unit.output_address, "PUT"),
-        (car.all(wire.Grants)[0].grants[0].manifest_address, "GET"),
-    ):
-        assert address_fault(SECRET, method, address, now_s) is None  # type: ignore[arg-type]
-    assert car.all(wire.Grants)[0].epoch == car.epoch
+    granted = car.all(wire.Grants)[0]
+    grant = granted.grants[0]
+    for address in (large_unit.input_address, grant.manifest_address):
+        assert address_fault(SECRET, "GET", address, 0) is None
+    for unit in (small_unit, large_unit):
+        name = large_output_name(grant.lease_id, unit.unit_id)
+        output = address_below(grant.outputs_address, name)
+        assert folder_fault(SECRET, "PUT", output, 0) is None
+        path, _, _ = output.partition("?")
+        assert path == object_path(f"out/batch_1/veh-a/{grant.lease_id}-{unit.unit_id}")
+    assert granted.epoch == car.epoch
 
 
 async def test_a_car_that_gives_back_is_followed_by_another(quick: ShardStage) -> None:
@@ -102,7 +120,7 @@ async def test_a_car_that_gives_back_is_followed_by_another(quick: ShardStage) -
     car.say(wire.PermitReport(car.epoch, (Refusal.DRIVER_PRESENT,)))
     car.leases.clear()
     ending = LeaseEnding.OWNER_RETURNED
-    car.hand_in(wire.Receipt(lease_id, WorkUnitId(-1), ending=ending))
+    car.hand_in(wire.Receipt(lease_id, WHOLE_LEASE, ending=ending))
     await until(lambda: BATCH in quick.gateway.files)
     assert len(other.done) == 1
     assert car.all(wire.Acknowledge)
@@ -186,7 +204,7 @@ async def test_a_result_that_was_kept_is_not_taken_twice(stage: ShardStage) -> N
     assert receipt is not None
     await until(lambda: not car.kept)
     await stage.abandon()
-    car.kept[receipt.lease_id, receipt.unit_id] = receipt
+    car.kept[receipt.lease_id, receipt.receipt_id] = receipt
     await stage.begin()
     await until(lambda: not car.kept)
     while car.finish():
@@ -217,7 +235,7 @@ async def test_a_lease_that_the_fleet_has_forgotten_is_revoked_at_the_hello(
 ) -> None:
     await quick.open()
     car = await quick.add_car("a")
-    offered = wire.OfferedUnit(WorkUnitId(5), 1, b"", b"", "", "")
+    offered = wire.OfferedUnit(WorkUnitId(5), 1, b"", b"", "")
     car.leases[LeaseId(99)] = [offered]
     car.hello()
     await until(lambda: not car.leases)
@@ -240,29 +258,39 @@ async def test_a_clean_stop_leaves_nothing_to_replay(stage: ShardStage) -> None:
 
 
 async def test_outputs_that_a_crash_left_behind_are_swept_and_no_others(stage: ShardStage) -> None:
+    stage.settings = settings_of(3)
     await stage.open()
     car = await stage.add_car("a")
     await stage.gateway.create("batch_1", LINES)
     await until(lambda: car.leases)
-    receipt = car.finish()
-    assert receipt is not None
+    several, one = car.finish(2), car.finish()
+    assert several is not None
+    assert one is not None
     await until(lambda: not car.kept)
     await stage.abandon()
-    kept = output_name(receipt.lease_id, receipt.unit_id)
+    lease_id = several.lease_id
+    kept = [output_name(lease_id, receipt.receipt_id) for receipt in (several, one)]
     orphans = [
-        output_name(LeaseId(9), WorkUnitId(999)),
-        output_name(LeaseId(99), receipt.unit_id),
-        output_name(LeaseId(99), WorkUnitId(receipt.unit_id + 1)),
+        output_name(LeaseId(9), ReceiptId(999)),
+        output_name(LeaseId(99), several.receipt_id),
+        output_name(LeaseId(99), ReceiptId(one.receipt_id + 1)),
+        output_name(lease_id, ReceiptId(several.results[1].unit_id)),
+        output_name(lease_id, WHOLE_LEASE),
     ]
     store = stage.reopen()
     sequence = store.recover().last_sequence + 1
     at_ms = store.recover().last_at_ms
     nothing = (FLEET_CODEC.encode_events([]), FLEET_CODEC.encode_effects([]))
     entry = JournalEntry(sequence, at_ms, FLEET_CODEC.schema, *nothing)
-    store.commit(entry, [], [Blob(name, b"orphan") for name in orphans])
+    store.commit([entry], [], [Blob(name, b"orphan") for name in orphans])
     store.close()
     await stage.begin()
-    await until(lambda: list(stage.store.blob_names("out/")) == [kept])
+    await until(lambda: sorted(stage.store.blob_names("out/")) == sorted(kept))
+    car.works = True
+    while car.finish():
+        pass
+    await until(lambda: BATCH in stage.gateway.files)
+    assert stage.gateway.files[BATCH] == ANSWERS
 
 
 # What a car may not do.
@@ -277,13 +305,7 @@ async def test_a_car_can_not_replace_or_drop_what_another_hands_in(quick: ShardS
     await until(lambda: thief.leases)
     (lease_id,) = car.leases
     forged = b"FORGED\n"
-    receipt = wire.Receipt(
-        lease_id,
-        units_of(car)[0],
-        answers=1,
-        digest=hashlib.sha256(forged).digest(),
-        payload=forged,
-    )
+    receipt = receipt_of(lease_id, {units_of(car)[0]: forged})
     for _ in range(2):
         acknowledged = len(thief.all(wire.Acknowledge))
         thief.hand_in(receipt)

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from terafleet.bus.adapters.memory import MemoryBus
 from terafleet.bus.ports import NoAnswer
@@ -13,12 +15,22 @@ from terafleet.control.shard.performer import Addresses, Performer
 from terafleet.control.shard.service import OUTPUTS_BYTES_MAX, Answers, ShardView
 from terafleet.core.effects import AssembleOutput, UnitOutcome
 from terafleet.core.fleet import Fleet
-from terafleet.core.ids import BatchId, CustomerId, LeaseId, VehicleId, WorkUnitId, output_name
+from terafleet.core.ids import (
+    WHOLE_LEASE,
+    BatchId,
+    CustomerId,
+    LeaseId,
+    ReceiptId,
+    VehicleId,
+    WorkUnitId,
+    output_name,
+)
 from terafleet.core.reasons import Failure, Refusal, Refused, UnitEnding, Waiting
 from terafleet.engine.adapters.memory import MemoryStore
 from terafleet.engine.ports import Blob, JournalEntry
 from terafleet.protocol import agent as wire
 from terafleet.protocol import shard as q
+from terafleet.protocol.parcel import ENTRY_BYTES_MAX, PARCEL_BYTES_MIN, pack, unpack
 from tests.contract.agent_stage import until
 from tests.contract.shard_stage import (
     CUSTOMER,
@@ -26,7 +38,9 @@ from tests.contract.shard_stage import (
     SECRET,
     SETTINGS,
     ShardStage,
+    receipt_of,
     reopen_memory,
+    settings_of,
     units_of,
 )
 
@@ -170,45 +184,94 @@ async def test_what_is_no_question_gets_no_answer(quick: ShardStage) -> None:
 # Outputs.
 
 
-def view_of(bodies: dict[tuple[int, int], bytes]) -> ShardView:
-    """What may be read of a shard that keeps these outputs."""
+def view_of(parcels: dict[tuple[int, int], bytes]) -> ShardView:
+    """What may be read of a shard that keeps these parcels, by lease and receipt."""
     store = MemoryStore()
     blobs = [
-        Blob(output_name(LeaseId(lease_id), WorkUnitId(unit_id)), body)
-        for (lease_id, unit_id), body in bodies.items()
+        Blob(output_name(LeaseId(lease_id), ReceiptId(receipt_id)), body)
+        for (lease_id, receipt_id), body in parcels.items()
     ]
-    store.commit(JournalEntry(1, 1, 1, b"", b""), [], blobs)
+    store.commit([JournalEntry(1, 1, 1, b"", b"")], [], blobs)
     fleet = Fleet()
     stage = ShardStage(reopen_memory())
     links = Links(stage.gateway.bus, lambda *_: True, lambda: 0, LinkSettings())
     return ShardView(fleet, store, links, 0)
 
 
-def asked(*attempts: tuple[int, int]) -> q.GetOutputs:
-    """A question for outputs."""
+def parcel_of(outputs: dict[int, bytes]) -> bytes:
+    """A parcel with these outputs, by unit."""
+    return pack((WorkUnitId(unit_id), body) for unit_id, body in outputs.items())
+
+
+def asked(*outputs: tuple[int, int, int]) -> q.GetOutputs:
+    """A question for outputs by lease, receipt and unit."""
     return q.GetOutputs(
-        tuple((LeaseId(lease_id), WorkUnitId(unit_id)) for lease_id, unit_id in attempts)
+        tuple(
+            (LeaseId(lease_id), ReceiptId(receipt_id), WorkUnitId(unit_id))
+            for lease_id, receipt_id, unit_id in outputs
+        )
     )
 
 
 def test_outputs_come_in_the_order_of_the_question() -> None:
-    view = view_of({(1, 1): b"one", (2, 2): b"two"})
-    assert view.outputs(asked((2, 2), (7, 7), (1, 1))).bodies == (b"two", None, b"one")
+    several = parcel_of({3: b"three", 1: b"one", 4: b""})
+    view = view_of({(1, 3): several, (2, 2): parcel_of({2: b"two"}), (3, 1): parcel_of({1: b"1"})})
+    question = asked((2, 2, 2), (1, 3, 1), (3, 1, 1), (1, 3, 3), (7, 7, 7), (1, 3, 4))
+    assert view.outputs(question).bodies == (b"two", b"one", b"1", b"three", None, b"")
     assert view.outputs(asked()).bodies == ()
+
+
+def test_what_a_receipt_did_not_bring_is_empty_and_what_no_receipt_brought_is_an_object() -> None:
+    view = view_of({(1, 3): parcel_of({3: b"three"}), (2, 5): b"no parcel at all", (2, 6): b""})
+    question = asked((1, 3, 4), (1, 3, 3), (2, 5, 5), (2, 6, 6), (1, 4, 4), (2, 3, 3))
+    assert view.outputs(question).bodies == (b"", b"three", b"", b"", None, None)
 
 
 def test_as_many_outputs_as_fit_into_a_message() -> None:
     third = b"x" * (OUTPUTS_BYTES_MAX // 3)
-    view = view_of({(number, number): third for number in range(5)})
-    attempts = [(number, number) for number in range(5)]
-    assert len(view.outputs(asked(*attempts)).bodies) == 3
-    assert len(view.outputs(asked(*attempts[3:])).bodies) == 2
+    alone = view_of({(number, number): parcel_of({number: third}) for number in range(5)})
+    together = view_of({(1, 0): parcel_of(dict.fromkeys(range(5), third))})
+    for view, lease_ids, receipt_ids in (
+        (alone, range(5), range(5)),
+        (together, [1] * 5, [0] * 5),
+    ):
+        outputs = list(zip(lease_ids, receipt_ids, range(5), strict=True))
+        assert view.outputs(asked(*outputs)).bodies == (third,) * 3
+        assert view.outputs(asked(*outputs[3:])).bodies == (third,) * 2
 
 
 def test_an_output_that_is_larger_than_that_comes_alone() -> None:
     huge = b"x" * (OUTPUTS_BYTES_MAX + 1)
-    view = view_of({(1, 1): huge, (2, 2): b"two"})
-    assert view.outputs(asked((1, 1), (2, 2))).bodies == (huge,)
+    view = view_of({(1, 1): parcel_of({1: huge, 2: b"two"})})
+    assert view.outputs(asked((1, 1, 1), (1, 1, 2))).bodies == (huge,)
+
+
+OUTPUTS_BY_UNIT = st.dictionaries(st.integers(-1, 2**63 - 1), st.binary(max_size=100))
+
+
+@given(OUTPUTS_BY_UNIT)
+def test_a_parcel_gives_what_was_put_into_it_and_takes_little_more(
+    outputs: dict[int, bytes],
+) -> None:
+    parcel = parcel_of(outputs)
+    assert unpack(parcel) == outputs
+    content = sum(map(len, outputs.values()))
+    assert len(parcel) <= PARCEL_BYTES_MIN + content + ENTRY_BYTES_MAX * len(outputs)
+
+
+@given(st.binary())
+def test_any_bytes_are_a_parcel_or_an_empty_one(body: bytes) -> None:
+    for unit_id, output in unpack(body).items():
+        assert isinstance(unit_id, int)
+        assert isinstance(output, bytes)
+
+
+@given(OUTPUTS_BY_UNIT.filter(bool), st.data())
+def test_a_parcel_that_was_cut_off_is_empty(outputs: dict[int, bytes], data: st.DataObject) -> None:
+    parcel = parcel_of(outputs)
+    end = data.draw(st.integers(0, len(parcel) - 1))
+    assert unpack(parcel[:end]) == {}
+    assert unpack(parcel + b"\xc0") == {}
 
 
 def test_the_words_to_many_lost_units_fit_into_one_message() -> None:
@@ -227,10 +290,11 @@ def test_the_words_to_many_lost_units_fit_into_one_message() -> None:
     answers = Answers(bus, "boot")
     performer = Performer(links, bus, stage.objects, addresses, answers, lambda _: None)
     words = "ü" * 500
+    nowhere = (LeaseId(0), WHOLE_LEASE, VehicleId(""))
     ending = UnitEnding.FAILED_ON_SEVERAL_VEHICLES
     for count, told in ((50_000, "ü" * 41), (3, words)):
         outcomes = [
-            UnitOutcome(WorkUnitId(2**40 + at), 1, LeaseId(0), ending, words) for at in range(count)
+            UnitOutcome(WorkUnitId(2**40 + at), 1, *nowhere, ending, words) for at in range(count)
         ]
         performer.perform([AssembleOutput(BATCH, CUSTOMER, "file", tuple(outcomes))])
         work = q.WORK_DECODER.decode(asked.pop())
@@ -292,6 +356,31 @@ BATCH_STORY = [
     "inputs and outputs of batch_1's units are forgotten",
     "batch_1 is completed: 2 of 2 requests done",
 ]
+
+
+async def test_a_receipt_of_several_units_is_told_under_each_of_them(quick: ShardStage) -> None:
+    quick.settings = settings_of(3)
+    await quick.open()
+    car = await quick.add_car("a")
+    await quick.gateway.create("batch_1", LINES)
+    await until(lambda: car.leases)
+    receipt = car.finish(2)
+    assert receipt is not None
+    await until(lambda: not car.kept)
+    granted = "lease-1 granted to veh-a (epoch 1): units 1 to 3 of batch_1"
+    handed_in = "veh-a handed in units 1 to 2 under lease-1: 2 answers in 20 ms, 6 mWh"
+    assert await quick.story("unit-1") == [granted, handed_in]
+    assert await quick.story("unit-2") == [granted, handed_in]
+    assert await quick.story("unit-3") == [granted]
+    assert await quick.story("lease-1") == [granted, handed_in]
+    car.hand_in(receipt_of(LeaseId(99), {WorkUnitId(2): b"", WorkUnitId(3): b""}))
+    await until(lambda: (99, 2) in car.acknowledged())
+    late = "veh-a handed in units 2 to 3 under lease-99: 2 answers in 20 ms, 6 mWh"
+    dropped = "outputs from unit-2 on under lease-99 dropped: they count for nothing"
+    assert await quick.story("lease-99") == [late, dropped]
+    assert await quick.story("unit-2") == [granted, handed_in, late, dropped]
+    assert await quick.story("unit-3") == [granted, late]
+    assert set(await quick.story("veh-a")) >= {granted, handed_in, late}
 
 
 async def test_a_story_gives_its_newest_lines(quick: ShardStage) -> None:

@@ -97,7 +97,7 @@ def entry(sequence: int, size: int = 0) -> JournalEntry:
 
 def commit(store: Store, first: int, last: int) -> None:
     for sequence in range(first, last + 1):
-        store.commit(entry(sequence), [], [])
+        store.commit([entry(sequence)], [], [])
 
 
 def test_a_fresh_store_holds_nothing(store: Store) -> None:
@@ -114,8 +114,8 @@ def test_a_fresh_store_holds_nothing(store: Store) -> None:
 
 def test_what_was_committed_is_there_after_opening_again(ground: Ground) -> None:
     store = ground.open()
-    store.commit(entry(1), [Record("k", "a", b"body", "parent", 5)], [Blob("n/1", b"blob")])
-    store.commit(entry(2), [], [])
+    store.commit([entry(1)], [Record("k", "a", b"body", "parent", 5)], [Blob("n/1", b"blob")])
+    store.commit([entry(2)], [], [])
     again = ground.open()
     recovered = again.recover()
     assert list(recovered.entries) == [entry(1), entry(2)]
@@ -190,30 +190,45 @@ def test_a_gap_in_the_journal_is_a_bug(store: Store) -> None:
     commit(store, 1, 1)
     for wrong in (1, 3):
         with pytest.raises(AssertionError):
-            store.commit(entry(wrong), [Record("k", "a", b"x")], [])
+            store.commit([entry(wrong)], [Record("k", "a", b"x")], [])
     assert store.record("k", "a") is None
     with pytest.raises(AssertionError):
         store.save_snapshot(2, 7, b"of the future")
 
 
+def test_several_entries_are_one_transaction(ground: Ground) -> None:
+    store = ground.open()
+    store.commit([entry(1), entry(2)], [Record("k", "a", b"1")], [Blob("n", b"1")])
+    for wrong in ([], [entry(4)], [entry(3), entry(5)], [entry(2), entry(3)]):
+        with pytest.raises(AssertionError):
+            store.commit(wrong, [Record("k", "a", b"2")], [])
+    ground.fill()
+    with pytest.raises(StorageFull):
+        store.commit([entry(3), entry(4, size=BIG)], [Record("k", "a", b"3")], [])
+    ground.make_room()
+    again = ground.open()
+    assert [one.sequence for one in again.entries()] == [1, 2]
+    assert again.record("k", "a") == Record("k", "a", b"1")
+
+
 def test_the_last_record_of_a_commit_wins(store: Store) -> None:
     store.commit(
-        entry(1),
+        [entry(1)],
         [Record("k", "a", b"1"), Record("k", "a", b"2", "p", 9), Record("k", "b", b"1")],
         [Blob("n", b"1"), Blob("n", b"2")],
     )
     assert store.record("k", "a") == Record("k", "a", b"2", "p", 9)
     assert store.blob("n") == b"2"
-    store.commit(entry(2), [Record("k", "a", b"3"), Record("k", "a", None)], [])
-    store.commit(entry(3), [Record("k", "b", None), Record("k", "b", b"back")], [])
+    store.commit([entry(2)], [Record("k", "a", b"3"), Record("k", "a", None)], [])
+    store.commit([entry(3)], [Record("k", "b", None), Record("k", "b", b"back")], [])
     assert store.record("k", "a") is None
     assert store.records("k") == [Record("k", "b", b"back")]
 
 
 def test_a_blob_without_a_body_deletes_and_the_last_of_a_name_wins(store: Store) -> None:
-    store.commit(entry(1), [], [Blob("a", b"1"), Blob("b", b"1"), Blob("c", b"1")])
+    store.commit([entry(1)], [], [Blob("a", b"1"), Blob("b", b"1"), Blob("c", b"1")])
     store.commit(
-        entry(2),
+        [entry(2)],
         [],
         [Blob("a", None), Blob("b", None), Blob("b", b"2"), Blob("c", b"2"), Blob("c", None),
          Blob("never", None), Blob("empty", b"")],
@@ -227,7 +242,7 @@ def test_records_are_listed_newest_first_in_pages(store: Store) -> None:
         Record("k", f"id-{n:02d}", b"%d" % n, parent="even" if n % 2 == 0 else "", sort=n // 3)
         for n in range(20)
     ]
-    store.commit(entry(1), [*records, Record("other", "x", b"")], [])
+    store.commit([entry(1)], [*records, Record("other", "x", b"")], [])
     expected = sorted(records, key=lambda record: (record.sort, record.id), reverse=True)
     assert store.records("k") == expected
     assert store.records("k", limit=3) == expected[:3]
@@ -240,14 +255,14 @@ def test_records_are_listed_newest_first_in_pages(store: Store) -> None:
             assert len(page) <= 3
             listed += page
         assert listed == of_parent
-    store.commit(entry(2), [Record("k", "id-00", b"moved", parent="even", sort=99)], [])
+    store.commit([entry(2)], [Record("k", "id-00", b"moved", parent="even", sort=99)], [])
     assert store.records("k", limit=1)[0].id == "id-00"
     assert len(store.records("k")) == 20
 
 
 def test_blobs_go_by_prefix_and_by_nothing_else(store: Store) -> None:
     names = ["a", "a/", "a/1", "a/\U0001f697", "a0", "ab", "b", "A/1", "a%"]
-    store.commit(entry(1), [], [Blob(name, name.encode()) for name in names])
+    store.commit([entry(1)], [], [Blob(name, name.encode()) for name in names])
     assert store.delete_blobs("a/") == 3
     assert store.delete_blobs("a/") == 0
     left = {name for name in names if store.blob(name) is not None}
@@ -258,36 +273,36 @@ def test_blobs_go_by_prefix_and_by_nothing_else(store: Store) -> None:
 
 def test_blobs_are_named_by_prefix_and_in_their_order(store: Store) -> None:
     names = ["b", "a/\U0001f697", "a/", "ab", "a/1", "a", "a/10", "A/1", "a%", "a/Z", "a/ä", "a0"]
-    store.commit(entry(1), [], [Blob(name, b"x") for name in names])
+    store.commit([entry(1)], [], [Blob(name, b"x") for name in names])
     assert list(store.blob_names("a/")) == ["a/", "a/1", "a/10", "a/Z", "a/ä", "a/\U0001f697"]
     assert list(store.blob_names("")) == sorted(names)
     assert list(store.blob_names("a%")) == ["a%"]
     assert list(store.blob_names("c")) == []
-    store.commit(entry(2), [], [Blob("a/1", None)])
+    store.commit([entry(2)], [], [Blob("a/1", None)])
     assert "a/1" not in store.blob_names("a/")
 
 
 def test_many_names_come_in_pages_while_the_store_goes_on(store: Store) -> None:
     names = [f"n/{number:06d}" for number in range(20_001)]
-    store.commit(entry(1), [], [Blob(name, b"") for name in names])
+    store.commit([entry(1)], [], [Blob(name, b"") for name in names])
     reading = store.blob_names("n/")
     assert next(reading) == names[0]
-    store.commit(entry(2), [], [Blob(names[0], None), Blob("n/", b"")])
+    store.commit([entry(2)], [], [Blob(names[0], None), Blob("n/", b"")])
     assert list(reading) == names[1:]
 
 
 def test_many_blobs_go_at_once(store: Store) -> None:
-    store.commit(entry(1), [], [Blob(f"n/{i}", b"x" * 20_000) for i in range(600)])
+    store.commit([entry(1)], [], [Blob(f"n/{i}", b"x" * 20_000) for i in range(600)])
     assert store.delete_blobs("n/") == 600
 
 
 def test_full_storage_leaves_nothing_half_done(ground: Ground) -> None:
     store = ground.open()
     before = Record("k", "a", b"before")
-    store.commit(entry(1), [before], [Blob("n", b"before")])
+    store.commit([entry(1)], [before], [Blob("n", b"before")])
     ground.fill()
     group = (
-        entry(2, size=10),
+        [entry(2, size=10)],
         [Record("k", "a", b"after"), Record("k", "b", b"x" * BIG)],
         [Blob("n", b"after"), Blob("big", b"x" * BIG)],
     )
@@ -314,7 +329,7 @@ def test_reading_goes_on_while_the_store_is_full(ground: Ground) -> None:
     commit(store, 1, 3)
     ground.fill()
     with pytest.raises(StorageFull):
-        store.commit(entry(4, size=BIG), [], [])
+        store.commit([entry(4, size=BIG)], [], [])
     assert [e.sequence for e in store.entries()] == [1, 2, 3]
 
 
@@ -339,8 +354,8 @@ def test_both_stores_list_alike(
     memory = MemoryStore()
     sqlite = SqliteStore(tmp_path_factory.mktemp("store") / "record.db", "NORMAL")
     for number, records in enumerate(commits, start=1):
-        memory.commit(entry(number), records, [])
-        sqlite.commit(entry(number), records, [])
+        memory.commit([entry(number)], records, [])
+        sqlite.commit([entry(number)], records, [])
     for kind in ("k", "l"):
         for parent in (None, "", "p"):
             assert sqlite.records(kind, parent) == memory.records(kind, parent)

@@ -28,7 +28,7 @@ def entry(sequence: int, size: int = 1) -> JournalEntry:
 
 def commit(store: SqliteStore, first: int, last: int, size: int = 1) -> None:
     for sequence in range(first, last + 1):
-        store.commit(entry(sequence, size), [], [])
+        store.commit([entry(sequence, size)], [], [])
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -187,7 +187,7 @@ def test_a_snapshot_that_does_not_join_the_journal_is_no_beginning(path: Path) -
 def test_a_bug_in_a_commit_leaves_nothing_and_does_not_block_the_next(path: Path) -> None:
     store = SqliteStore(path)
     with pytest.raises(OverflowError):
-        store.commit(entry(1), [Record("k", "a", b""), Record("k", "b", b"", sort=2**63)], [])
+        store.commit([entry(1)], [Record("k", "a", b""), Record("k", "b", b"", sort=2**63)], [])
     assert store.records("k") == []
     assert list(store.entries()) == []
     commit(store, 1, 1)
@@ -222,7 +222,7 @@ def test_a_reader_that_dawdles_lets_the_log_be_folded_in(path: Path) -> None:
 
 def test_threads_read_whole_transactions_while_one_writes(path: Path) -> None:
     store = SqliteStore(path, "NORMAL")
-    store.commit(entry(1), [Record("k", "left", b"0"), Record("k", "right", b"0")], [])
+    store.commit([entry(1)], [Record("k", "left", b"0"), Record("k", "right", b"0")], [])
     is_done = threading.Event()
     torn: list[list[Record]] = []
     reads: list[int] = []
@@ -242,7 +242,7 @@ def test_threads_read_whole_transactions_while_one_writes(path: Path) -> None:
     for sequence in range(2, 200):
         body = b"%d" % sequence
         both = [Record("k", "left", body, sort=sequence), Record("k", "right", body)]
-        store.commit(entry(sequence), both, [Blob(f"b/{sequence}", body)])
+        store.commit([entry(sequence)], both, [Blob(f"b/{sequence}", body)])
     is_done.set()
     for reader in readers:
         reader.join()
@@ -254,14 +254,14 @@ def test_threads_read_whole_transactions_while_one_writes(path: Path) -> None:
 
 def test_deleting_many_blobs_lets_commits_in_between(path: Path) -> None:
     store = SqliteStore(path, "NORMAL")
-    store.commit(entry(1), [], [Blob(f"b/{i}", b"x" * 60_000) for i in range(1000)])
+    store.commit([entry(1)], [], [Blob(f"b/{i}", b"x" * 60_000) for i in range(1000)])
     deleting = threading.Thread(target=store.delete_blobs, args=("b/",))
     deleting.start()
     sequence = 1
     between = 0
     while deleting.is_alive():
         sequence += 1
-        store.commit(entry(sequence), [], [])
+        store.commit([entry(sequence)], [], [])
         left = store.blob("b/0") is not None, store.blob("b/999") is not None
         between += left == (False, True)
     deleting.join()

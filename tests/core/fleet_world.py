@@ -4,19 +4,23 @@ It holds the car's side of every lease, loses messages where told, and checks th
 machine, and of what it asks for, after every event.
 """
 
-from collections import Counter
-from typing import TypeVar
+from collections import Counter, defaultdict
+from typing import Any, TypeVar
+
+import msgspec
 
 from terafleet.core import effects as fx
 from terafleet.core import events as ev
 from terafleet.core.capability import Capability, ModelNeeds
 from terafleet.core.fleet import Fleet
 from terafleet.core.ids import (
+    WHOLE_LEASE,
     BatchId,
     CustomerId,
     Epoch,
     LeaseId,
     ModelId,
+    ReceiptId,
     RequestId,
     VehicleId,
     WorkUnitId,
@@ -24,17 +28,17 @@ from terafleet.core.ids import (
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.core.records import LeaseRecord, UnitRecord, VehicleRecord
 from terafleet.core.settings import FleetSettings
-from terafleet.core.work import BatchState, UnitState
+from terafleet.core.work import AttemptResult, BatchState, UnitState
 
 F = TypeVar("F", bound=fx.Effect)
-Receipt = ev.AttemptReturned | ev.AttemptFailed | ev.LeaseReleased
+Receipt = ev.AttemptsReturned | ev.AttemptFailed | ev.LeaseReleased
+ReceiptName = tuple[LeaseId, ReceiptId]
 EMBEDDINGS = "/v1/embeddings"
 CUSTOMER = CustomerId("customer")
 NO_REQUEST = RequestId("")
 MODEL = ModelNeeds(ModelId("model"), "small", "onnx", 500, (EMBEDDINGS,))
 LARGE_MODEL = ModelNeeds(ModelId("large-model"), "large", "llama", 3_000, (EMBEDDINGS,))
 SETTINGS = FleetSettings(units_per_lease_max=3)
-WHOLE_LEASE = WorkUnitId(-1)
 DAY_MS = 86_400_000
 
 
@@ -47,6 +51,27 @@ class Car:
         self.epoch = Epoch(0)
         self.refusals: tuple[Refusal, ...] = ()
         self.held: dict[LeaseId, list[WorkUnitId]] = {}
+
+
+def result_of(unit_id: WorkUnitId, answers: int = 1) -> AttemptResult:
+    """What an attempt came to: so many answers, 5 tokens, 3 mWh, 10 ms."""
+    return AttemptResult(unit_id, answers, 0, 5, 0, 3, 10)
+
+
+def name_of(event: Receipt) -> ReceiptName:
+    """The name of the receipt that an event tells of."""
+    if isinstance(event, ev.LeaseReleased):
+        return event.lease_id, WHOLE_LEASE
+    if isinstance(event, ev.AttemptFailed):
+        return event.lease_id, ReceiptId(event.unit_id)
+    return event.lease_id, ReceiptId(event.results[0].unit_id)
+
+
+def memory(fleet: Fleet) -> dict[str, Any]:
+    """All that a fleet remembers but the time."""
+    image: dict[str, Any] = msgspec.msgpack.decode(fleet.snapshot())
+    del image["now_ms"]
+    return image
 
 
 def _can_run(vehicle: VehicleRecord, needs: ModelNeeds) -> bool:
@@ -70,7 +95,10 @@ class World:
         self.acknowledged: list[fx.AcknowledgeReceipt] = []
         self.assembled: dict[BatchId, fx.AssembleOutput] = {}
         self.accepted: Counter[WorkUnitId] = Counter()
-        self.dropped: list[fx.DropOutput] = []
+        self.brought_by: dict[WorkUnitId, ReceiptName] = {}
+        self.sent_by: dict[WorkUnitId, VehicleId] = {}
+        self.kept: defaultdict[BatchId, list[ReceiptName]] = defaultdict(list)
+        self.sums: defaultdict[BatchId, Counter[str]] = defaultdict(Counter)
         self.revoked: list[fx.RevokeLease] = []
         self.silences: dict[VehicleId, int] = {}
         self.effects: list[fx.FleetEffect] = []
@@ -80,10 +108,25 @@ class World:
         self.happen(ev.ModelAdded(self.now_ms, LARGE_MODEL, NO_REQUEST))
 
     def happen(self, *events: ev.FleetEvent) -> list[fx.FleetEffect]:
-        """Let the fleet handle events, keep the laws, and let the cars hear what they are told."""
+        """Let the fleet handle events, keep the laws, and let the cars hear what they are told.
+
+        Receipts of one group must be of different leases, so that none decides over another.
+        """
         self.history.append(events)
+        returned = [event for event in events if isinstance(event, ev.AttemptsReturned)]
+        taken = [event for event in returned if self._is_due(event) and self._fits(event)]
+        foreign = [event.lease_id for event in returned if self._is_of_another(event)]
+        succeeded = self._succeeded() if returned else set()
+        for event in taken:
+            self._take(event)
         self.effects = self.fleet.handle(*events)
         self.fleet.check_invariants()
+        if returned:
+            now = {result.unit_id for event in taken for result in event.results}
+            assert self._succeeded() == succeeded | now, "a receipt counts whole or not at all"
+        for drop in self.said(fx.DropOutputs):
+            self._check_drop(drop, returned)
+            assert drop.lease_id not in foreign, "it is another car's, whose outputs may come yet"
         for effect in self.effects:
             self._hear(effect)
         return self.effects
@@ -123,18 +166,49 @@ class World:
                 self.revoked.append(effect)
             case fx.RecordBatch():
                 self.records[effect.batch_id] = effect
+                for name, count in self.sums[effect.batch_id].items():
+                    assert getattr(effect, name) == count, "a count is the sum of what was taken"
             case fx.AnswerRequest():
                 self.answers[effect.request_id] = effect
             case fx.AcknowledgeReceipt():
                 self.acknowledged.append(effect)
-            case fx.DropOutput(lease_id=lease_id, unit_id=unit_id):
-                unit = self.fleet.state.units.get(unit_id)
-                assert unit is None or unit.lease_id != lease_id, "it counts, or may yet count"
-                self.dropped.append(effect)
+            case fx.ForgetBatch(batch_id=batch_id, outputs=outputs):
+                kept = self.kept.pop(batch_id, [])
+                assert sorted(outputs) == sorted(kept), "every receipt that counted, and once"
             case fx.AssembleOutput():
                 self.assembled[effect.batch_id] = effect
+                for one in effect.outcomes:
+                    has_output = (one.lease_id, one.receipt_id) == self.brought_by.get(one.unit_id)
+                    assert has_output == (one.ending is None), "it is where its receipt put it"
+                    assert one.vehicle_id == self.sent_by.get(one.unit_id, "")
             case _:
                 pass
+
+    def _take(self, event: ev.AttemptsReturned) -> None:
+        """Note what the fleet shall make of a receipt that it has to take."""
+        batch_id = self.fleet.state.leases[event.lease_id].batch_id
+        self.kept[batch_id].append(name_of(event))
+        sums = self.sums[batch_id]
+        for result in event.results:
+            self.accepted[result.unit_id] += 1
+            self.brought_by[result.unit_id] = name_of(event)
+            self.sent_by[result.unit_id] = event.vehicle_id
+            sums["requests_completed"] += result.answers - result.answers_failed
+            sums["prompt_tokens"] += result.prompt_tokens
+            sums["completion_tokens"] += result.completion_tokens
+
+    def _succeeded(self) -> set[WorkUnitId]:
+        units = self.fleet.state.units.values()
+        return {unit.unit_id for unit in units if unit.state is UnitState.SUCCEEDED}
+
+    def _check_drop(self, drop: fx.DropOutputs, returned: list[ev.AttemptsReturned]) -> None:
+        """What is dropped counts for nothing, nor may it yet, if it is not worse than late."""
+        lease_id, receipt_id = drop.lease_id, drop.receipt_id
+        units = self.fleet.state.units
+        assert not any(unit.has_output(lease_id, receipt_id) for unit in units.values())
+        unit = units.get(WorkUnitId(receipt_id))
+        if unit is not None and unit.state is UnitState.RUNNING and unit.lease_id == lease_id:
+            assert all(len(one.results) > 1 for one in returned), "it may yet count"
 
     def _granted(self, grant: fx.GrantLease) -> None:
         """A grant reaches its car, which must be one that may have it."""
@@ -245,75 +319,90 @@ class World:
         """The links hear a car again."""
         self.happen(ev.VehicleHeard(self.now_ms, car.vehicle_id, car.epoch))
 
-    def next_attempt(self, car: Car) -> tuple[LeaseId, WorkUnitId] | None:
-        """The attempt that a car would end next."""
-        for lease_id, units in car.held.items():
-            if units:
-                return lease_id, units[0]
+    def next_attempts(self, car: Car, units: int = 1) -> tuple[LeaseId, list[WorkUnitId]] | None:
+        """The attempts of one lease that a car would end next, so many at most."""
+        for lease_id, open_ids in car.held.items():
+            if open_ids:
+                return lease_id, open_ids[:units]
         return None
 
-    def finish(self, car: Car, answers: int = 1) -> ev.AttemptReturned | None:
-        """A car hands in its next attempt."""
-        attempt = self.next_attempt(car)
-        if attempt is None:
+    def receipt(self, car: Car, units: int = 1, answers: int = 1) -> ev.AttemptsReturned | None:
+        """What a car would hand in next: the results of so many attempts at most."""
+        attempts = self.next_attempts(car, units)
+        if attempts is None:
             return None
-        lease_id, unit_id = attempt
-        self._done(car, lease_id, unit_id)
-        event = ev.AttemptReturned(
-            self.now_ms, car.vehicle_id, car.epoch, lease_id, unit_id, answers, 0, 5, 0, 3, 10
-        )
-        self.hand_in(event)
+        lease_id, unit_ids = attempts
+        return self.returned(car, lease_id, *(result_of(one, answers) for one in unit_ids))
+
+    def returned(self, car: Car, lease_id: LeaseId, *results: AttemptResult) -> ev.AttemptsReturned:
+        """A receipt of these results."""
+        return ev.AttemptsReturned(self.now_ms, car.vehicle_id, car.epoch, lease_id, results)
+
+    def finish(self, car: Car, units: int = 1, answers: int = 1) -> ev.AttemptsReturned | None:
+        """A car hands in its next attempts, so many at most, with one receipt."""
+        event = self.receipt(car, units, answers)
+        if event is not None:
+            self._done(event)
+            self.hand_in(event)
         return event
 
-    def hand_in(self, event: ev.AttemptReturned) -> None:
-        """A result arrives; its unit succeeds by it if its lease stands, and else not."""
-        is_due = self._is_due(event)
-        unit = self.fleet.state.units.get(event.unit_id)
-        had_succeeded = unit is not None and unit.state is UnitState.SUCCEEDED
-        if is_due:
-            self._done(self.cars[event.vehicle_id], event.lease_id, event.unit_id)
-        self.arrive(event)
-        if unit is None:
-            assert not is_due
-            return
-        if is_due and event.answers == unit.requests:
-            assert unit.state is UnitState.SUCCEEDED
-            self.accepted[event.unit_id] += 1
-        else:
-            has_succeeded = unit.state is UnitState.SUCCEEDED
-            assert has_succeeded == had_succeeded, "what is not due counts for nothing"
+    def hand_in(self, *events: ev.AttemptsReturned) -> None:
+        """Results arrive, together; what is not due changes nothing that the fleet remembers."""
+        is_due = [self._is_due(event) for event in events]
+        for event, is_heard in zip(events, is_due, strict=True):
+            if is_heard:
+                self._done(event)
+        before = memory(self.fleet)
+        self.arrive(*events)
+        assert any(is_due) or memory(self.fleet) == before, "what is late counts for nothing"
 
-    def arrive(self, event: Receipt) -> None:
-        """A receipt of any kind arrives; it is acknowledged if it bears the epoch that holds."""
-        unit_id = WHOLE_LEASE if isinstance(event, ev.LeaseReleased) else event.unit_id
-        vehicle = self.fleet.state.vehicles.get(event.vehicle_id)
-        is_current = vehicle is not None and vehicle.epoch == event.epoch
-        self.happen(event)
-        said = [(one.lease_id, one.unit_id) for one in self.said(fx.AcknowledgeReceipt)]
-        assert said == ([(event.lease_id, unit_id)] if is_current else [])
+    def arrive(self, *events: Receipt) -> None:
+        """Receipts of any kind arrive; those that bear the epoch that holds are acknowledged."""
+        vehicles = self.fleet.state.vehicles
+        expected = [
+            (event.vehicle_id, event.epoch, *name_of(event))
+            for event in events
+            if event.vehicle_id in vehicles and vehicles[event.vehicle_id].epoch == event.epoch
+        ]
+        self.happen(*events)
+        said = self.said(fx.AcknowledgeReceipt)
+        told = [(one.vehicle_id, one.epoch, one.lease_id, one.receipt_id) for one in said]
+        assert told == expected
 
-    def _is_due(self, event: ev.AttemptReturned) -> bool:
+    def _is_due(self, event: ev.AttemptsReturned) -> bool:
+        """Whether a receipt is of a lease of its car that waits for each result, none twice."""
         vehicle = self.fleet.state.vehicles.get(event.vehicle_id)
         lease = self.fleet.state.leases.get(event.lease_id)
+        unit_ids = [result.unit_id for result in event.results]
         return (
             vehicle is not None
             and vehicle.epoch == event.epoch
             and lease is not None
             and lease.vehicle_id == event.vehicle_id
-            and event.unit_id in lease.unit_ids
+            and all(unit_ids.count(one) == 1 and one in lease.unit_ids for one in unit_ids)
         )
+
+    def _fits(self, event: ev.AttemptsReturned) -> bool:
+        """Whether each unit of a receipt that is due has as many answers as requests."""
+        units = self.fleet.state.units
+        return all(
+            one.answers == units[one.unit_id].requests and one.answers_failed <= one.answers
+            for one in event.results
+        )
+
+    def _is_of_another(self, event: ev.AttemptsReturned) -> bool:
+        """Whether a receipt is of a lease of another car."""
+        lease = self.fleet.state.leases.get(event.lease_id)
+        return lease is not None and lease.vehicle_id != event.vehicle_id
 
     def fail(self, car: Car, failure: Failure = Failure.RUNTIME_CRASHED) -> None:
         """A car could not do its next attempt."""
-        attempt = self.next_attempt(car)
-        if attempt is not None:
-            lease_id, unit_id = attempt
-            self._done(car, lease_id, unit_id)
-            self.arrive(
-                ev.AttemptFailed(
-                    self.now_ms, car.vehicle_id, car.epoch, lease_id, unit_id, failure, "why", 1
-                )
-            )
+        attempts = self.next_attempts(car)
+        if attempts is not None:
+            lease_id, (unit_id,) = attempts
+            self._let_go(car, lease_id, [unit_id])
+            attempt = (self.now_ms, car.vehicle_id, car.epoch, lease_id, unit_id)
+            self.arrive(ev.AttemptFailed(*attempt, failure, "why", 1))
 
     def release(self, car: Car, ending: LeaseEnding = LeaseEnding.OWNER_RETURNED) -> None:
         """A car gives back all that it holds."""
@@ -323,12 +412,16 @@ class World:
                 ev.LeaseReleased(self.now_ms, car.vehicle_id, car.epoch, lease_id, ending, "why", 1)
             )
 
-    def _done(self, car: Car, lease_id: LeaseId, unit_id: WorkUnitId) -> None:
-        """A car is done with an attempt; it may hand in the same one twice."""
-        units = car.held.get(lease_id, [])
-        if unit_id in units:
-            units.remove(unit_id)
-        if not units:
+    def _done(self, event: ev.AttemptsReturned) -> None:
+        """A car is done with what it hands in; it may hand in the same twice."""
+        car = self.cars[event.vehicle_id]
+        self._let_go(car, event.lease_id, [result.unit_id for result in event.results])
+
+    def _let_go(self, car: Car, lease_id: LeaseId, unit_ids: list[WorkUnitId]) -> None:
+        left = [one for one in car.held.get(lease_id, []) if one not in unit_ids]
+        if left:
+            car.held[lease_id] = left
+        else:
             car.held.pop(lease_id, None)
 
     # The customer.
@@ -376,12 +469,18 @@ class World:
         for car in self.cars.values():
             self.reboot(car)
             self.permit(car)
+        self.assemble_all()
         self.tick(4_000_000)
         for _ in range(100_000):
-            if not sum(self.finish(car) is not None for car in self.cars.values()):
+            if not sum(self.finish(car, units=2) is not None for car in self.cars.values()):
                 break
-        for batch_id in list(self.assembled):
-            self.assemble(batch_id)
+        self.assemble_all()
+
+    def assemble_all(self) -> None:
+        """Gateways write the files of all batches that ask for them."""
+        for batch_id in self.assembled:
+            if batch_id in self.fleet.state.batches:
+                self.assemble(batch_id)
 
     def states(self) -> dict[BatchId, BatchState]:
         """What the customer reads."""

@@ -1,40 +1,61 @@
 """A small world around a `Guard`: a runtime, a link, an owner; and the laws of the car."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from terafleet.core import guard_effects as fx
 from terafleet.core import guard_events as ev
 from terafleet.core.guard import Guard
 from terafleet.core.guard_effects import GuardState
-from terafleet.core.ids import Epoch, LeaseId, ModelId, WorkUnitId
+from terafleet.core.ids import WHOLE_LEASE, Epoch, LeaseId, ModelId, ReceiptId, WorkUnitId
 from terafleet.core.policy import OwnerPolicy
 from terafleet.core.readings import Readings
 from terafleet.core.reasons import Failure, LeaseEnding
+from terafleet.core.work import AttemptResult
 
 MODEL = ModelId("model")
 POLICY = OwnerPolicy(settle_ms=1_000, stale_ms=5_000, release_ms=500)
 LEASE_MS, MARGIN_MS = 20_000, 4_000
 ENDPOINT = "/v1/embeddings"
-WHOLE_LEASE = WorkUnitId(-1)
+DIGEST = b"d" * 32
 
+ReceiptName = tuple[LeaseId, ReceiptId]
 F = TypeVar("F", bound=fx.GuardEffect)
 
 
+def result_of(unit_id: WorkUnitId) -> AttemptResult:
+    """What an attempt came to: one answer, 5 tokens, 3 mWh, 10 ms."""
+    return AttemptResult(unit_id, 1, 0, 5, 0, 3, 10)
+
+
+def name_of(receipt: fx.SendReceipt) -> ReceiptName:
+    """What a receipt is acknowledged by."""
+    return receipt.lease_id, receipt.receipt_id
+
+
 class CarWorld:
-    """A guard, what its shell was told to do, and what the control plane heard."""
+    """A guard, what its shell was told to do, and what the control plane heard.
+
+    `running` has the attempts of each run that have not ended, in their order; `open_units` those
+    of each lease; `stopped` what was running when a lease was given up. `kept` are the receipts
+    that the guard must not forget.
+    """
 
     def __init__(self, slots: int = 1, policy: OwnerPolicy = POLICY) -> None:
         self.guard = Guard()
         self.now_ms = 1_000
         self.slots = slots
         self.policy = policy
-        self.running: dict[tuple[LeaseId, WorkUnitId], ModelId] = {}
+        self.running: dict[LeaseId, list[WorkUnitId]] = {}
+        self.open_units: dict[LeaseId, list[WorkUnitId]] = {}
+        self.stopped: list[tuple[LeaseId, list[WorkUnitId]]] = []
+        self.kept: dict[ReceiptName, fx.SendReceipt] = {}
         self.is_suspended = False
         self.is_killed = False
         self.preparing: list[ModelId] = []
         self.sent: list[fx.SendReceipt] = []
         self.reports: list[fx.ReportPermit] = []
-        self.forgotten: list[fx.ForgetReceipt] = []
+        self.forgotten: list[ReceiptName] = []
         self.granted: dict[LeaseId, set[WorkUnitId]] = {}
         self.lease_numbers = 0
         self.heard_ms: int | None = None
@@ -45,7 +66,7 @@ class CarWorld:
     def happen(self, event: ev.AnyGuardEvent) -> list[fx.AnyGuardEffect]:
         """Let the guard handle an event; keep the laws."""
         self.history.append(event)
-        self._note_granted(event)
+        self._note(event)
         self.effects = self.guard.handle(event)
         suspended_at = [at for at, one in enumerate(self.effects) if type(one) is fx.SuspendRuntime]
         assert suspended_at in ([], [0]), "the processor is given back before all else"
@@ -59,17 +80,23 @@ class CarWorld:
         """The effects of a kind that the last event had."""
         return [effect for effect in self.effects if isinstance(effect, kind)]
 
-    def _note_granted(self, event: ev.AnyGuardEvent) -> None:
+    def _note(self, event: ev.AnyGuardEvent) -> None:
         """Keep account of what the control plane may expect of the car."""
         match event:
             case ev.LeaseGranted(epoch=epoch, lease_id=lease_id, units=units):
                 if epoch and epoch == self.guard.epoch:
-                    self.granted[lease_id] = {unit.unit_id for unit in units}
+                    unit_ids = [unit.unit_id for unit in units]
+                    self.granted.setdefault(lease_id, set(unit_ids))
+                    if self.guard.state is GuardState.PERMITTING:
+                        self.open_units.setdefault(lease_id, unit_ids)
             case ev.LeaseRevoked(lease_id=lease_id):
                 self.granted.pop(lease_id, None)
             case ev.LinkFenced(epoch=epoch):
                 if epoch in (0, self.guard.epoch):
                     self.granted.clear()
+            case ev.ReceiptsAcknowledged(receipts=names):
+                for name in names:
+                    self.kept.pop(name, None)
             case _:
                 pass
 
@@ -90,22 +117,34 @@ class CarWorld:
 
     def _check_nothing_is_lost(self) -> None:
         """Every unit that was granted stands, is handed in, or its lease is given back."""
-        held = {one.lease_id: set(one.unit_ids) for one in self.guard.held()}
+        assert self.guard.receipts() == list(self.kept.values()), "kept until acknowledged"
+        held = {one.lease_id: one.unit_ids for one in self.guard.held()}
+        assert {lease_id: sorted(ids) for lease_id, ids in held.items()} == self._expected()
         ended = {one.lease_id for one in self.sent if one.ending is not None}
-        told = {(one.lease_id, one.unit_id) for one in self.sent}
+        told = {(one.lease_id, unit_id) for one in self.sent for unit_id in units_of(one)}
         for lease_id, unit_ids in self.granted.items():
             for unit_id in unit_ids:
                 is_held = unit_id in held.get(lease_id, ())
                 assert is_held or lease_id in ended or (lease_id, unit_id) in told, "a unit is lost"
 
+    def _expected(self) -> dict[LeaseId, list[WorkUnitId]]:
+        """What a hello must name: what is open, and what is handed in and not acknowledged."""
+        units = {lease_id: list(unit_ids) for lease_id, unit_ids in self.open_units.items()}
+        for receipt in self.kept.values():
+            if receipt.ending is None:
+                units.setdefault(receipt.lease_id, []).extend(units_of(receipt))
+        return {lease_id: sorted(unit_ids) for lease_id, unit_ids in units.items()}
+
     def _do(self, effect: fx.AnyGuardEffect) -> None:
         match effect:
-            case fx.StartAttempt(lease_id=lease_id, unit_id=unit_id, model_id=model_id):
+            case fx.StartAttempts(lease_id=lease_id, unit_ids=unit_ids, model_id=model_id):
                 assert model_id not in self.preparing
                 assert not self.is_suspended
-                self.running[lease_id, unit_id] = model_id
-            case fx.StopAttempt(lease_id=lease_id, unit_id=unit_id):
-                del self.running[lease_id, unit_id]
+                assert lease_id not in self.running
+                assert list(unit_ids) == self.open_units[lease_id], "all that is open, in its order"
+                self.running[lease_id] = list(unit_ids)
+            case fx.StopAttempts(lease_id=lease_id):
+                self.stopped.append((lease_id, self.running.pop(lease_id)))
             case fx.SuspendRuntime():
                 self.is_suspended = True
             case fx.KillRuntime():
@@ -114,18 +153,25 @@ class CarWorld:
             case fx.PrepareModel(model_id=model_id):
                 self.preparing.append(model_id)
             case fx.SendReceipt():
+                check_receipt(effect)
                 self.sent.append(effect)
+                self.kept[name_of(effect)] = effect
             case fx.ReportPermit():
                 self.reports.append(effect)
-            case fx.ForgetReceipt():
-                self.forgotten.append(effect)
-            case fx.ForgetLease():
-                pass
+            case fx.ForgetReceipts(receipts=names):
+                assert names, "there is something to forget"
+                assert not self.kept.keys() & set(names)
+                self.forgotten.extend(names)
+            case fx.ForgetLease(lease_id=lease_id):
+                assert lease_id not in self.running, "its attempts are stopped before"
+                self.open_units.pop(lease_id, None)
 
     def start(self) -> None:
         """The agent's process begins."""
         self.heard_ms = None
         self.running.clear()
+        self.open_units.clear()
+        self.stopped.clear()
         self.is_suspended = self.is_killed = False
         self.preparing.clear()
         self.happen(ev.AgentStarted(self.now_ms, self.policy, self.slots))
@@ -216,34 +262,92 @@ class CarWorld:
             self.preparing.remove(model_id)
             self.happen(ev.ModelReady(self.now_ms, model_id))
 
-    def finish(self) -> None:
-        """The oldest running attempt gives an output."""
+    def finish(self, units: int = 1, at: int = 0, *, is_large: bool = False) -> None:
+        """A run, the oldest or another one, tells so many outputs at most with one receipt."""
         if self.running:
-            lease_id, unit_id = next(iter(self.running))
-            del self.running[lease_id, unit_id]
-            self.happen(ev.AttemptFinished(self.now_ms, lease_id, unit_id, 1, 0, 5, 0, 3, 10, b"d"))
+            lease_id, unit_ids = self._run_at(at)
+            told = unit_ids[:units]
+            del unit_ids[:units]
+            if not unit_ids:
+                del self.running[lease_id]
+            for unit_id in told:
+                self.open_units[lease_id].remove(unit_id)
+            self.tell(lease_id, told, is_large=is_large and len(told) == 1)
 
-    def break_attempt(self) -> None:
-        """The oldest running attempt gives none."""
+    def tell(
+        self, lease_id: LeaseId, unit_ids: Sequence[WorkUnitId], *, is_large: bool = False
+    ) -> None:
+        """Outputs of a lease reach the guard, in a parcel unless there is a single large one."""
+        results = tuple(map(result_of, unit_ids))
+        parcel = b"" if is_large else b"parcel" + bytes(unit_id % 256 for unit_id in unit_ids)
+        self.happen(ev.AttemptsFinished(self.now_ms, lease_id, results, DIGEST, parcel))
+
+    def break_attempt(self, at: int = 0) -> None:
+        """The attempt at hand of a run gives no output, and the run ends."""
         if self.running:
-            lease_id, unit_id = next(iter(self.running))
-            del self.running[lease_id, unit_id]
+            lease_id, unit_ids = self._run_at(at)
+            del self.running[lease_id]
+            self.open_units[lease_id].remove(unit_ids[0])
             failure = Failure.RUNTIME_CRASHED
-            self.happen(ev.AttemptBroke(self.now_ms, lease_id, unit_id, failure, "why", 1))
+            self.happen(ev.AttemptBroke(self.now_ms, lease_id, unit_ids[0], failure, "why", 1))
 
-    def exit(self) -> None:
-        """The runtime's process ends: what it ran broke with it."""
-        while self.running:
+    def end_stopped(self, told: int = 0, energy_mwh: int = 0) -> None:
+        """A run that was given up ends: so many outputs lay ready, and one attempt was at hand."""
+        if self.stopped:
+            lease_id, unit_ids = self.stopped.pop(0)
+            kept = dict(self.kept)
+            ready = unit_ids[: min(told, len(unit_ids) - 1)]
+            if ready:
+                self.tell(lease_id, ready)
+                assert self.effects == [fx.ForgetReceipts(((lease_id, ReceiptId(ready[0])),))]
+            assert self.kept == kept, "nobody wants it any more"
+            broken = (lease_id, unit_ids[len(ready)], Failure.STOPPED, "", energy_mwh)
+            self.happen(ev.AttemptBroke(self.now_ms, *broken))
+            assert bool(self.said(fx.SendReceipt)) == bool(energy_mwh), "nothing spent is hidden"
+
+    def _run_at(self, at: int) -> tuple[LeaseId, list[WorkUnitId]]:
+        return list(self.running.items())[at % len(self.running)]
+
+    def exit(self, *, is_told_first: bool = False) -> None:
+        """The runtime's process ends, and what it ran breaks; the shell may tell either first."""
+        while self.running and not is_told_first:
             self.break_attempt()
         self.is_suspended = self.is_killed = False
         self.preparing.clear()
         self.happen(ev.RuntimeExited(self.now_ms, "exit"))
+        while self.running:
+            self.break_attempt()
 
-    def acknowledge(self) -> None:
-        """The control plane keeps the oldest receipt that is open."""
-        for receipt in self.guard.receipts()[:1]:
-            event = ev.ReceiptAcknowledged(self.now_ms, receipt.lease_id, receipt.unit_id)
-            self.happen(event)
+    def acknowledge(self, receipts: int = 1) -> None:
+        """The control plane keeps the oldest receipts that are open."""
+        names = [name_of(receipt) for receipt in self.guard.receipts()[:receipts]]
+        self.confirm(*names)
+
+    def confirm(self, *names: ReceiptName) -> None:
+        """The control plane says what it keeps: each receipt goes once, and only what was there."""
+        expected = tuple(name for name in dict.fromkeys(names) if name in self.kept)
+        self.happen(ev.ReceiptsAcknowledged(self.now_ms, names))
+        assert self.effects == ([fx.ForgetReceipts(expected)] if expected else [])
+
+
+def units_of(receipt: fx.SendReceipt) -> list[WorkUnitId]:
+    """The units that a receipt is about."""
+    if receipt.failure is not None:
+        return [WorkUnitId(receipt.receipt_id)]
+    return [result.unit_id for result in receipt.results]
+
+
+def check_receipt(receipt: fx.SendReceipt) -> None:
+    """A receipt tells exactly one thing, and bears the name that goes with it."""
+    kinds = (receipt.failure is not None, receipt.ending is not None, bool(receipt.results))
+    assert sum(kinds) == 1
+    if receipt.ending is not None:
+        assert receipt.receipt_id == WHOLE_LEASE
+    if receipt.results:
+        assert receipt.receipt_id == ReceiptId(receipt.results[0].unit_id)
+        assert receipt.parcel or len(receipt.results) == 1
+    else:
+        assert (receipt.digest, receipt.parcel) == (b"", b"")
 
 
 def unit(lease_id: LeaseId, at: int = 0) -> WorkUnitId:
@@ -258,5 +362,5 @@ def state_of(world: CarWorld) -> GuardState:
 
 def endings(world: CarWorld) -> list[tuple[LeaseId, LeaseEnding | None]]:
     """The leases that the last event gave back."""
-    said = [one for one in world.said(fx.SendReceipt) if one.unit_id == WHOLE_LEASE]
+    said = [one for one in world.said(fx.SendReceipt) if one.receipt_id == WHOLE_LEASE]
     return [(one.lease_id, one.ending) for one in said]

@@ -183,7 +183,7 @@ def test_a_file_that_is_of_no_use_fails_the_batch_with_its_errors() -> None:
     world.happen(ev.BatchRejected(world.now_ms, BATCH, b"[1]", REQUEST))
     record = world.records[BATCH]
     assert (record.state, record.errors) == (BatchState.FAILED, b"[1]")
-    assert world.said(fx.ForgetBatch) == [fx.ForgetBatch(BATCH, ())]
+    assert world.said(fx.ForgetBatch) == [fx.ForgetBatch(BATCH, "file", ())]
 
 
 def test_units_of_a_model_that_the_batch_does_not_name_fail_it() -> None:
@@ -208,7 +208,7 @@ def test_a_batch_ends_when_its_files_are_written() -> None:
     while world.finish(car):
         pass
     world.tick(5)
-    outputs = tuple((one.lease_id, one.unit_id) for one in world.assembled[BATCH].outcomes)
+    outputs = tuple((one.lease_id, one.receipt_id) for one in world.assembled[BATCH].outcomes)
     files = ("file-out", "file-errors")
     world.happen(ev.BatchAssembled(world.now_ms, BATCH, *files, REQUEST))
     record = world.records[BATCH]
@@ -216,7 +216,7 @@ def test_a_batch_ends_when_its_files_are_written() -> None:
     assert (record.output_file_id, record.error_file_id) == files
     assert (record.requests_completed, record.units_ended) == (2, 2)
     assert record.ended_ms == record.finalizing_ms + 5
-    assert world.said(fx.ForgetBatch) == [fx.ForgetBatch(BATCH, outputs)]
+    assert world.said(fx.ForgetBatch) == [fx.ForgetBatch(BATCH, "file", outputs)]
     assert not world.fleet.state.units
     assert not world.fleet.state.batches
 

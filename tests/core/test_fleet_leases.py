@@ -7,22 +7,28 @@ from terafleet.core import effects as fx
 from terafleet.core import events as ev
 from terafleet.core.capability import Capability
 from terafleet.core.fleet import Fleet
-from terafleet.core.ids import Epoch
+from terafleet.core.ids import Epoch, ReceiptId
 from terafleet.core.pricing import reward_micro
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal, UnitEnding
 from terafleet.core.settings import FleetSettings
 from terafleet.core.work import BatchState, UnitState
-from tests.core.fleet_world import EMBEDDINGS, MODEL, SETTINGS, Car, World
+from tests.core.fleet_world import EMBEDDINGS, MODEL, SETTINGS, Car, World, name_of
 
 ONE = FleetSettings(units_per_lease_max=1)
 
 
-def result(world: World, car: Car, answers: int = 1) -> ev.AttemptReturned:
+def receipt(world: World, car: Car, answers: int = 1) -> ev.AttemptsReturned:
     """The receipt with which a car would hand in its next attempt."""
-    attempt = world.next_attempt(car)
-    assert attempt is not None
-    figures = (answers, 0, 5, 0, 3, 10)
-    return ev.AttemptReturned(world.now_ms, car.vehicle_id, car.epoch, *attempt, *figures)
+    event = world.receipt(car, answers=answers)
+    assert event is not None
+    return event
+
+
+def with_result(event: ev.AttemptsReturned, **figures: int) -> ev.AttemptsReturned:
+    """The same receipt of one result with other figures."""
+    (result,) = event.results
+    changed = msgspec.structs.replace(result, **figures)
+    return msgspec.structs.replace(event, results=(changed,))
 
 
 def outcomes(world: World, name: str) -> list[tuple[UnitEnding | None, str]]:
@@ -93,10 +99,10 @@ def test_a_result_is_taken_and_accounted_for() -> None:
     car = world.enrol("a")
     batch_id = world.batch("batch", 2)
     world.tick(40)
-    world.hand_in(result(world, car))
+    world.hand_in(receipt(world, car))
     (acknowledged,) = world.said(fx.AcknowledgeReceipt)
     first = world.units(batch_id)[0]
-    assert acknowledged.unit_id == first.unit_id
+    assert acknowledged.receipt_id == ReceiptId(first.unit_id)
     assert (first.state, first.lease_id) == (UnitState.SUCCEEDED, acknowledged.lease_id)
     vehicle = world.vehicle(car)
     assert (vehicle.units_succeeded, vehicle.energy_mwh, vehicle.runtime_ms) == (1, 3, 10)
@@ -109,8 +115,7 @@ def test_answers_that_are_errors_count_as_failed_requests() -> None:
     world = World()
     car = world.enrol("a")
     batch_id = world.batch("batch", 2)
-    event = msgspec.structs.replace(result(world, car), answers_failed=1)
-    world.hand_in(event)
+    world.hand_in(with_result(receipt(world, car), answers_failed=1))
     record = world.records[batch_id]
     assert (record.requests_completed, record.requests_failed) == (0, 1)
 
@@ -130,7 +135,7 @@ def test_the_fleet_learns_how_fast_a_car_is() -> None:
     world = World(FleetSettings(units_per_lease_max=1_000))
     car = world.enrol("a")
     world.batch("batch", 9_000)
-    world.hand_in(msgspec.structs.replace(result(world, car), runtime_ms=10_000))
+    world.hand_in(with_result(receipt(world, car), runtime_ms=10_000))
     assert world.vehicle(car).speeds[MODEL.model_id] == 10, "100 tokens in 10 s"
     world.reboot(car)
     (grant,) = world.said(fx.GrantLease)
@@ -142,12 +147,12 @@ def test_a_result_that_comes_twice_counts_once_and_its_output_stays(units_per_le
     world = World(FleetSettings(units_per_lease_max=units_per_lease))
     car = world.enrol("a")
     batch_id = world.batch("batch", 9)
-    event = result(world, car)
+    event = receipt(world, car)
     world.hand_in(event)
     before = world.fleet.snapshot()
     world.hand_in(event)
     assert world.fleet.snapshot() == before
-    assert world.said(fx.DropOutput) == []
+    assert world.said(fx.DropOutputs) == []
     assert world.records[batch_id].requests_completed == 1
 
 
@@ -156,25 +161,25 @@ def test_a_late_result_is_acknowledged_and_counts_for_nothing() -> None:
     car, other = world.enrol("a"), world.enrol("b")
     world.permit(other, Refusal.UNPLUGGED)
     batch_id = world.batch("batch", 1)
-    late = result(world, car)
+    late = receipt(world, car)
     world.permit(car, Refusal.UNPLUGGED)
     world.release(car)
     for _ in range(2):
         world.hand_in(late)
-        assert world.said(fx.DropOutput) == [fx.DropOutput(late.lease_id, late.unit_id)]
+        assert world.said(fx.DropOutputs) == [fx.DropOutputs(*name_of(late))]
         world.permit(other)
     assert world.vehicle(car).reward_micro == 0
     world.finish(other)
     assert world.records[batch_id].requests_completed == 1
     world.hand_in(late)
-    assert world.said(fx.DropOutput) == [fx.DropOutput(late.lease_id, late.unit_id)]
+    assert world.said(fx.DropOutputs) == [fx.DropOutputs(*name_of(late))]
 
 
 def test_a_result_of_another_epoch_is_not_even_acknowledged() -> None:
     world = World()
     car = world.enrol("a")
     world.batch("batch", 1)
-    event = msgspec.structs.replace(result(world, car), epoch=Epoch(car.epoch + 1))
+    event = msgspec.structs.replace(receipt(world, car), epoch=Epoch(car.epoch + 1))
     assert world.happen(event) == []
     event = msgspec.structs.replace(event, epoch=Epoch(0))
     assert world.happen(event) == []
@@ -186,7 +191,7 @@ def test_a_car_can_neither_hand_in_nor_spoil_what_another_one_holds() -> None:
     world.permit(thief, Refusal.UNPLUGGED)
     batch_id = world.batch("batch", 1)
     event = msgspec.structs.replace(
-        result(world, car), vehicle_id=thief.vehicle_id, epoch=thief.epoch
+        receipt(world, car), vehicle_id=thief.vehicle_id, epoch=thief.epoch
     )
     (lease,) = world.leases(car)
     world.hand_in(event)
@@ -195,7 +200,7 @@ def test_a_car_can_neither_hand_in_nor_spoil_what_another_one_holds() -> None:
     attempt = (world.now_ms, thief.vehicle_id, thief.epoch, lease.lease_id)
     world.arrive(ev.LeaseReleased(*attempt, ending, detail, 0))
     failure = Failure.RUNTIME_CRASHED
-    world.arrive(ev.AttemptFailed(*attempt, event.unit_id, failure, detail, 0))
+    world.arrive(ev.AttemptFailed(*attempt, event.results[0].unit_id, failure, detail, 0))
     assert world.leases(car) == [lease]
     assert world.vehicle(thief).reward_micro == 0
     world.finish(car)
@@ -207,9 +212,9 @@ def test_a_result_with_another_number_of_answers_is_a_failure(answers: int) -> N
     world = World(ONE)
     car = world.enrol("a")
     batch_id = world.batch("batch", 1)
-    event = result(world, car, answers)
+    event = receipt(world, car, answers)
     world.hand_in(event)
-    assert world.said(fx.DropOutput) == [fx.DropOutput(event.lease_id, event.unit_id)]
+    assert world.said(fx.DropOutputs) == [fx.DropOutputs(*name_of(event))]
     assert world.records[batch_id].requests_completed == 0
     assert world.units(batch_id)[0].failed_on == (car.vehicle_id,)
     vehicle = world.vehicle(car)
@@ -240,11 +245,11 @@ def test_a_car_that_failed_a_unit_gets_others_meanwhile() -> None:
     first, second = world.units(batch_id)
     world.fail(car)
     (lease,) = world.leases(car)
-    assert lease.unit_ids == [second.unit_id]
+    assert list(lease.unit_ids) == [second.unit_id]
     world.finish(car)
     assert world.leases(car) == [], "the other car shall try"
     world.permit(other)
-    assert world.leases(other)[0].unit_ids == [first.unit_id]
+    assert list(world.leases(other)[0].unit_ids) == [first.unit_id]
 
 
 def test_the_only_car_tries_again_what_it_has_failed() -> None:
@@ -262,7 +267,7 @@ def test_what_waits_again_goes_before_what_never_ran() -> None:
     car = world.enrol("a")
     batch_id = world.batch("batch", 3)
     world.release(car)
-    assert world.leases(car)[0].unit_ids == [world.units(batch_id)[0].unit_id]
+    assert list(world.leases(car)[0].unit_ids) == [world.units(batch_id)[0].unit_id]
 
 
 def test_a_snapshot_keeps_the_order_of_what_waits_again() -> None:
@@ -274,7 +279,7 @@ def test_a_snapshot_keeps_the_order_of_what_waits_again() -> None:
         unit.unit_id: car
         for car in cars
         for unit in (first, second, third)
-        if world.leases(car)[0].unit_ids == [unit.unit_id]
+        if list(world.leases(car)[0].unit_ids) == [unit.unit_id]
     }
     for car in cars:
         world.permit(car, Refusal.UNPLUGGED)
@@ -283,7 +288,7 @@ def test_a_snapshot_keeps_the_order_of_what_waits_again() -> None:
     again = Fleet(world.fleet.snapshot())
     world.permit(cars[0])
     assert again.handle(*world.history[-1]) == world.effects
-    assert world.leases(cars[0])[0].unit_ids == [third.unit_id], "what came back first"
+    assert list(world.leases(cars[0])[0].unit_ids) == [third.unit_id], "what came back first"
 
 
 def test_a_unit_that_three_cars_fail_is_at_fault_and_the_cars_are_not() -> None:
@@ -332,9 +337,9 @@ def test_a_failure_of_a_lease_that_has_ended_blames_nobody() -> None:
     world = World(ONE)
     car = world.enrol("a")
     batch_id = world.batch("batch", 1)
-    event = result(world, car)
+    event = receipt(world, car)
     world.release(car)
-    attempt = (event.lease_id, event.unit_id)
+    attempt = (event.lease_id, event.results[0].unit_id)
     stopped = ev.AttemptFailed(
         world.now_ms, car.vehicle_id, car.epoch, *attempt, Failure.STOPPED, "", 7
     )
@@ -453,7 +458,7 @@ def test_a_group_of_events_is_matched_once_at_its_end() -> None:
     world = World(ONE)
     car = world.enrol("a")
     world.batch("batch", 2)
-    event = result(world, car)
+    event = receipt(world, car)
     refused = ev.PermitChanged(world.now_ms, car.vehicle_id, car.epoch, (Refusal.UNPLUGGED,))
     del car.held[event.lease_id]
     world.happen(event, refused)

@@ -10,16 +10,16 @@ from terafleet.core import guard_events as ev
 from terafleet.core.events import HeldLease
 from terafleet.core.guard import Guard
 from terafleet.core.guard_effects import GuardState
-from terafleet.core.ids import ModelId
+from terafleet.core.ids import WHOLE_LEASE, ModelId, ReceiptId
 from terafleet.core.policy import OwnerPolicy
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from tests.core.guard_world import (
     ENDPOINT,
     MODEL,
     POLICY,
-    WHOLE_LEASE,
     CarWorld,
     endings,
+    result_of,
     state_of,
     unit,
 )
@@ -107,61 +107,57 @@ def test_a_lease_from_its_grant_to_its_last_receipt() -> None:
     world = CarWorld()
     world.welcome()
     world.permit()
-    lease_id = world.grant(units=2)
+    lease_id = world.grant(units=3)
+    units = tuple(unit(lease_id, at) for at in range(3))
     assert world.effects == [fx.PrepareModel(MODEL)]
     world.model_ready()
-    assert world.effects == [fx.StartAttempt(lease_id, unit(lease_id), MODEL, ENDPOINT)]
-    world.finish()
+    assert world.effects == [fx.StartAttempts(lease_id, units, MODEL, ENDPOINT)]
+    world.finish(2)
     (receipt,) = world.said(fx.SendReceipt)
-    assert (receipt.lease_id, receipt.unit_id) == (lease_id, unit(lease_id))
-    assert (receipt.failure, receipt.ending) == (None, None)
-    assert (receipt.answers, receipt.prompt_tokens, receipt.energy_mwh) == (1, 5, 3)
-    assert (receipt.runtime_ms, receipt.digest) == (10, b"d")
-    assert list(world.running) == [(lease_id, unit(lease_id, 1))]
+    assert (receipt.lease_id, receipt.receipt_id) == (lease_id, ReceiptId(units[0]))
+    assert receipt.results == (result_of(units[0]), result_of(units[1]))
+    assert world.effects == [receipt], "what is still open runs already"
     world.finish()
+    assert [type(effect) for effect in world.effects] == [fx.SendReceipt, fx.ForgetLease]
     assert world.guard.lease_ids == ()
-    assert fx.ForgetLease(lease_id) in world.effects
+    assert world.guard.running == 0
     assert len(world.guard.receipts()) == 2
     world.acknowledge()
-    assert world.effects == [fx.ForgetReceipt(lease_id, unit(lease_id))]
+    assert world.effects == [fx.ForgetReceipts(((lease_id, receipt.receipt_id),))]
     world.acknowledge()
     assert world.guard.receipts() == []
 
 
-def test_a_receipt_is_forgotten_once() -> None:
-    world = CarWorld()
-    lease_id = world.work()
-    world.finish()
-    event = ev.ReceiptAcknowledged(world.now_ms, lease_id, unit(lease_id))
-    assert world.happen(event) == [fx.ForgetReceipt(lease_id, unit(lease_id))]
-    assert world.happen(event) == []
-
-
-def test_each_slot_runs_one_attempt() -> None:
+def test_each_slot_runs_one_lease() -> None:
     world = CarWorld(slots=2)
     first = world.work(units=2)
     second = world.grant(units=2)
-    assert list(world.running) == [(first, unit(first)), (second, unit(second))]
+    assert list(world.running) == [first, second]
     third = world.grant()
-    assert len(world.running) == 2, "a third lease waits for a slot"
-    world.finish()
-    world.finish()
-    world.finish()
-    assert (third, unit(third)) in world.running
+    assert list(world.running) == [first, second], "a third lease waits for a slot"
+    assert world.guard.running == 2
+    world.finish(1, at=0)
+    world.finish(1, at=1)
+    assert list(world.running) == [first, second], "each has another unit"
+    world.finish(1, at=1)
+    assert list(world.running) == [first, third]
 
 
 def test_a_free_slot_goes_to_the_lease_that_was_granted_first() -> None:
     world = CarWorld()
     world.welcome()
     world.permit()
-    first, second = world.grant(model_id=OTHER_MODEL), world.grant(units=3)
+    first = world.grant(model_id=OTHER_MODEL)
+    second, third = world.grant(units=3), world.grant()
     world.model_ready(MODEL)
-    assert list(world.running) == [(second, unit(second))], "the first one's model is not ready"
-    world.finish()
-    assert list(world.running) == [(second, unit(second, 1))]
+    assert list(world.running) == [second], "the first one's model is not ready"
+    world.finish(2)
     world.model_ready(OTHER_MODEL)
+    assert list(world.running) == [second], "a run goes on to its end"
     world.finish()
-    assert list(world.running) == [(first, unit(first))]
+    assert list(world.running) == [first]
+    world.finish()
+    assert list(world.running) == [third]
 
 
 def test_a_model_is_prepared_once() -> None:
@@ -173,15 +169,6 @@ def test_a_model_is_prepared_once() -> None:
     assert world.said(fx.PrepareModel) == [fx.PrepareModel(OTHER_MODEL)]
 
 
-def test_a_failure_is_handed_in_and_the_lease_goes_on() -> None:
-    world = CarWorld()
-    lease_id = world.work(units=2)
-    world.break_attempt()
-    (receipt,) = world.said(fx.SendReceipt)
-    assert (receipt.failure, receipt.detail) == (Failure.RUNTIME_CRASHED, "why")
-    assert list(world.running) == [(lease_id, unit(lease_id, 1))]
-
-
 def test_a_model_that_is_unavailable_gives_its_leases_back_with_the_reason() -> None:
     world = CarWorld(slots=2)
     world.welcome()
@@ -190,7 +177,7 @@ def test_a_model_that_is_unavailable_gives_its_leases_back_with_the_reason() -> 
     event = ev.ModelUnavailable(world.now_ms, MODEL, Failure.OUT_OF_MEMORY, "9 of 8 GB")
     world.happen(event)
     (receipt,) = world.said(fx.SendReceipt)
-    assert (receipt.lease_id, receipt.unit_id) == (lease_id, WHOLE_LEASE)
+    assert (receipt.lease_id, receipt.receipt_id) == (lease_id, WHOLE_LEASE)
     assert receipt.ending is LeaseEnding.MODEL_UNAVAILABLE
     assert receipt.detail == "out_of_memory: 9 of 8 GB"
     assert world.guard.lease_ids == (other,)
@@ -209,7 +196,7 @@ def test_a_runtime_that_crashed_is_prepared_again() -> None:
     world.break_attempt()
     assert not world.running, "nothing starts before the model stands again"
     world.model_ready()
-    assert list(world.running) == [(lease_id, unit(lease_id, 2))]
+    assert world.running == {lease_id: [unit(lease_id, 2)]}
 
 
 def test_a_runtime_that_crashed_without_work_is_left_alone() -> None:
@@ -248,19 +235,11 @@ def test_a_revoked_lease_stops_and_needs_no_receipt() -> None:
     first, second = world.work(units=3), world.grant()
     world.happen(ev.LeaseRevoked(world.now_ms, first, LeaseEnding.BATCH_CANCELLED))
     assert world.effects == [
-        fx.StopAttempt(first, unit(first)),
+        fx.StopAttempts(first),
         fx.ForgetLease(first),
-        fx.StartAttempt(second, unit(second), MODEL, ENDPOINT),
+        fx.StartAttempts(second, (unit(second),), MODEL, ENDPOINT),
     ]
     assert world.happen(ev.LeaseRevoked(world.now_ms, first, LeaseEnding.OVERDUE)) == []
-
-
-def test_an_output_that_nobody_wants_any_more_is_forgotten() -> None:
-    world = CarWorld()
-    lease_id = world.work()
-    world.happen(ev.LeaseRevoked(world.now_ms, lease_id, LeaseEnding.OVERDUE))
-    event = ev.AttemptFinished(world.now_ms, lease_id, unit(lease_id), 1, 0, 5, 0, 3, 10, b"d")
-    assert world.happen(event) == [fx.ForgetReceipt(lease_id, unit(lease_id))]
 
 
 def test_energy_that_was_spent_in_vain_is_still_told() -> None:
@@ -296,10 +275,10 @@ def test_the_processor_is_given_back_before_all_else(
     kinds = [type(effect) for effect in world.effects]
     assert kinds == [
         fx.SuspendRuntime,
-        fx.StopAttempt,
+        fx.StopAttempts,
         fx.ForgetLease,
         fx.SendReceipt,
-        fx.StopAttempt,
+        fx.StopAttempts,
         fx.ForgetLease,
         fx.SendReceipt,
         fx.KillRuntime,

@@ -54,7 +54,7 @@ def test_a_fenced_car_drops_everything_and_hands_nothing_in_for_it() -> None:
     lease_id = world.work(units=2)
     world.finish()
     world.happen(ev.LinkFenced(world.now_ms, world.guard.epoch))
-    assert world.said(fx.StopAttempt) == [fx.StopAttempt(lease_id, unit(lease_id, 1))]
+    assert world.said(fx.StopAttempts) == [fx.StopAttempts(lease_id)]
     assert world.said(fx.SendReceipt) == []
     assert world.guard.epoch == 0
     assert world.guard.lease_ids == ()
@@ -78,15 +78,22 @@ def test_leases_go_on_in_another_epoch() -> None:
     assert world.running
 
 
-def test_a_hello_tells_what_is_not_acknowledged_and_what_still_runs_or_waits() -> None:
+def test_a_hello_tells_what_is_not_acknowledged_and_what_is_still_open() -> None:
     world = CarWorld()
-    lease_id = world.work(units=3)
-    world.finish()
-    units = tuple(unit(lease_id, at) for at in range(3))
-    assert world.guard.held() == (HeldLease(lease_id, units),)
+    lease_id, other = world.work(units=5), world.grant(units=2)
+    units = tuple(unit(lease_id, at) for at in range(5))
+    waiting = HeldLease(other, (unit(other), unit(other, 1)))
+    world.finish(2)
+    world.break_attempt()
+    assert world.guard.held() == (HeldLease(lease_id, units), waiting)
     world.acknowledge()
-    assert world.guard.held() == (HeldLease(lease_id, units[1:]),)
+    assert world.guard.held() == (HeldLease(lease_id, units[2:]), waiting)
+    world.acknowledge()
+    assert world.guard.held() == (HeldLease(lease_id, units[3:]), waiting)
+    world.finish()
     world.read(is_driver_present=True)
+    assert world.guard.held() == (HeldLease(lease_id, units[3:4]),), "what is open is given back"
+    world.acknowledge()
     assert world.guard.held() == (), "a lease that is given back is not held"
 
 
@@ -117,7 +124,7 @@ def test_a_restart_gives_leases_back_and_sends_receipts_again() -> None:
     ]
     assert world.guard.lease_ids == ()
     assert world.guard.epoch == 0
-    assert not world.said(fx.StopAttempt), "what ran before runs no more"
+    assert not world.said(fx.StopAttempts), "what ran before runs no more"
 
 
 def test_a_second_restart_sends_what_the_first_could_not() -> None:
@@ -133,6 +140,11 @@ def test_a_second_restart_sends_what_the_first_could_not() -> None:
 
 def test_a_receipt_leaves_only_after_its_commit_and_the_owner_waits_for_nothing() -> None:
     assert fx.SendReceipt.when == "commit"
-    assert fx.ForgetReceipt.when == "commit"
-    waits_for_nothing = (fx.SuspendRuntime, fx.StopAttempt, fx.KillRuntime, fx.ForgetLease)
+    waits_for_nothing = (
+        fx.SuspendRuntime,
+        fx.StopAttempts,
+        fx.KillRuntime,
+        fx.ForgetLease,
+        fx.ForgetReceipts,
+    )
     assert {effect.when for effect in waits_for_nothing} == {"now"}

@@ -2,10 +2,14 @@
 
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from terafleet.core import events as ev
+from terafleet.core import guard_events
+from terafleet.core.ids import Epoch, LeaseId, VehicleId, WorkUnitId
 from terafleet.core.units import divide_up, energy_mwh
 from terafleet.core.verification import Appraisal, appraise_count
 from terafleet.core.work import (
@@ -13,6 +17,7 @@ from terafleet.core.work import (
     UNIT_COST_MIN,
     UNIT_INPUT_BYTES_MAX,
     UNIT_REQUESTS_MAX,
+    AttemptResult,
     BatchState,
     cut,
     predicted_cost,
@@ -140,3 +145,42 @@ def test_energy_is_rounded_to_the_nearest() -> None:
 def test_dividing_up_is_just_enough(dividend: int, divisor: int) -> None:
     quotient = divide_up(dividend, divisor)
     assert (quotient - 1) * divisor < dividend <= quotient * divisor
+
+
+# Results.
+
+LARGEST = 10**12
+FIGURES = AttemptResult.__struct_fields__[1:]
+
+
+def result_with(**figures: int) -> AttemptResult:
+    """A result with these figures and the largest ones that there may be."""
+    largest = dict.fromkeys(FIGURES, LARGEST)
+    return AttemptResult(WorkUnitId(1), **(largest | figures))
+
+
+def told_with(result: AttemptResult) -> tuple[tuple[type, msgspec.Struct], ...]:
+    """The facts that hold a result, each with what it is read as."""
+    car = (VehicleId("veh"), Epoch(1), LeaseId(1))
+    return (
+        (ev.AttemptsReturned, ev.AttemptsReturned(1, *car, (result,))),
+        (
+            guard_events.AttemptsFinished,
+            guard_events.AttemptsFinished(1, LeaseId(1), (result,), b"digest", b"parcel"),
+        ),
+    )
+
+
+def test_the_largest_and_the_smallest_figures_are_read() -> None:
+    assert len(FIGURES) == 6
+    for result in (result_with(), result_with(**dict.fromkeys(FIGURES, 0))):
+        for kind, event in told_with(result):
+            assert msgspec.msgpack.decode(msgspec.msgpack.encode(event), type=kind) == event
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("figure", [-1, LARGEST + 1])
+def test_a_figure_that_no_attempt_can_have_is_not_read(name: str, figure: int) -> None:
+    for kind, event in told_with(result_with(**{name: figure})):
+        with pytest.raises(msgspec.ValidationError, match="Expected `int`"):
+            msgspec.msgpack.decode(msgspec.msgpack.encode(event), type=kind)

@@ -28,7 +28,7 @@ while True:
     sequence += 1
     body = b"%d" % sequence
     records = [Record("k", "newest", body), Record("k", body.decode(), b"x" * 500, sort=sequence)]
-    store.commit(JournalEntry(sequence, sequence, 1, body, b"f" * 5000), records,
+    store.commit([JournalEntry(sequence, sequence, 1, body, b"f" * 5000)], records,
                  [Blob("newest", body)])
     print(sequence, flush=True)
     if sequence % 40 == 0:

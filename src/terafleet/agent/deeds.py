@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -10,6 +11,10 @@ Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 """Starts a task that somebody owns and ends."""
 
 T = TypeVar("T")
+
+
+def _wait(one: object) -> None:
+    del one
 
 
 class Deeds:
@@ -56,10 +61,16 @@ class DeedLine(Generic[T]):
     for each would take longer than the deeds.
     """
 
-    def __init__(self, deed: Callable[[T], Coroutine[Any, Any, None]], spawn: Spawn) -> None:
-        """`deed` makes the deed for each that is added."""
+    def __init__(
+        self,
+        deed: Callable[[T], Coroutine[Any, Any, None]],
+        spawn: Spawn,
+        waits: Callable[[T], None] = _wait,
+    ) -> None:
+        """`deed` makes the deed for each that is added; `waits` hears when it has to wait."""
         self._deed = deed
         self._spawn = spawn
+        self._waits = waits
         self._line: deque[T] = deque()
         self._is_task_coming = False
 
@@ -77,10 +88,15 @@ class DeedLine(Generic[T]):
         self._is_task_coming = False
         try:
             while self._line:
-                await _Watched(self._deed(self._line.popleft()), self._see_to_line)
+                one = self._line.popleft()
+                await _Watched(self._deed(one), partial(self._waited, one))
         finally:
             # A bug in one deed keeps no other from beginning.
             self._see_to_line()
+
+    def _waited(self, one: T) -> None:
+        self._waits(one)
+        self._see_to_line()
 
 
 class _Watched(Generator[Any, Any, None]):

@@ -7,26 +7,36 @@ LEASES_MAX = 1_024
 """Many times the slots of any car: what a control plane may make us hold."""
 
 
+class LeasedInput:
+    """The inputs of one lease, and the folder that large outputs of it are put to."""
+
+    __slots__ = ("outputs_address", "units")
+
+    def __init__(self, grant: Grant) -> None:
+        self.units: dict[WorkUnitId, OfferedUnit] = {unit.unit_id: unit for unit in grant.units}
+        self.outputs_address = grant.outputs_address
+
+
 class LeasedInputs:
     """The inputs of the leases that stand, or may come to stand."""
 
     def __init__(self) -> None:
-        self._units: dict[LeaseId, dict[WorkUnitId, OfferedUnit]] = {}
+        self._leases: dict[LeaseId, LeasedInput] = {}
 
     def keep(self, grant: Grant) -> None:
         """Keep what a grant brought; the oldest goes when there are too many."""
-        self._units[grant.lease_id] = {unit.unit_id: unit for unit in grant.units}
-        if len(self._units) > LEASES_MAX:
-            del self._units[next(iter(self._units))]
+        self._leases[grant.lease_id] = LeasedInput(grant)
+        if len(self._leases) > LEASES_MAX:
+            del self._leases[next(iter(self._leases))]
 
-    def unit(self, lease_id: LeaseId, unit_id: WorkUnitId) -> OfferedUnit | None:
-        """A unit's input, or None if it is not here any more."""
-        return self._units.get(lease_id, {}).get(unit_id)
+    def of(self, lease_id: LeaseId) -> LeasedInput | None:
+        """The inputs of a lease, or None if they are not here any more."""
+        return self._leases.get(lease_id)
 
     def forget(self, lease_id: LeaseId) -> None:
         """No attempt of this lease will begin any more."""
-        self._units.pop(lease_id, None)
+        self._leases.pop(lease_id, None)
 
     def __len__(self) -> int:
         """How many leases have inputs here."""
-        return len(self._units)
+        return len(self._leases)

@@ -5,7 +5,7 @@ It turns messages into events of the guard and decides nothing about leases itse
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -20,7 +20,7 @@ from terafleet.bus.ports import Bus, BusRefused, BusUnavailable, Connect, Messag
 from terafleet.core import guard_events as ev
 from terafleet.core.capability import Capability
 from terafleet.core.events import HeldLease
-from terafleet.core.ids import Epoch, LeaseId, VehicleId, WorkUnitId
+from terafleet.core.ids import Epoch, LeaseId, ReceiptId, VehicleId
 from terafleet.core.reasons import Refusal
 from terafleet.core.units import MS_PER_S
 from terafleet.engine.clock import Clock
@@ -152,9 +152,9 @@ class Link:
         self._send_receipts(receipts)
         self._wake.set()
 
-    def forget(self, lease_id: LeaseId, unit_id: WorkUnitId) -> None:
-        """A receipt need not be sent again."""
-        self._outbox.forget(lease_id, unit_id)
+    def forget(self, receipts: Iterable[tuple[LeaseId, ReceiptId]]) -> None:
+        """Receipts need not be sent again."""
+        self._outbox.forget(receipts)
 
     def say_goodbye(self) -> None:
         """The agent holds nothing and leaves."""
@@ -249,9 +249,7 @@ class Link:
             case wire.Grants():
                 self._granted(decoded)
             case wire.Acknowledge():
-                now_ms = self._clock.now_ms()
-                for lease_id, unit_id in decoded.receipts:
-                    self._submit(ev.ReceiptAcknowledged(now_ms, lease_id, unit_id))
+                self._submit(ev.ReceiptsAcknowledged(self._clock.now_ms(), decoded.receipts))
             case wire.Revoke():
                 for lease_id in decoded.lease_ids if decoded.epoch == self.epoch else ():
                     self._submit(ev.LeaseRevoked(self._clock.now_ms(), lease_id, decoded.ending))

@@ -4,16 +4,18 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from terafleet.core.ids import LeaseId, WorkUnitId
+from terafleet.core.ids import LeaseId, ReceiptId
 from terafleet.protocol.agent import MESSAGE_BYTES_MAX, Receipt
 
 RESEND_MS = 10_000
 
-RECEIPT_BYTES = 256
-"""What a receipt takes in a message beside its payload and detail, at most."""
+RECEIPT_BYTES = 128
+"""What a receipt takes in a message beside its results, payload and detail, at most."""
+RESULT_BYTES = 80
+"""What a result takes, at most: seven numbers of up to nine bytes."""
 BATCH_BYTES_MAX = MESSAGE_BYTES_MAX - 1_024
 
-Key = tuple[LeaseId, WorkUnitId]
+Key = tuple[LeaseId, ReceiptId]
 
 
 class _Waiting(msgspec.Struct, gc=False):
@@ -22,7 +24,7 @@ class _Waiting(msgspec.Struct, gc=False):
 
 
 class Outbox:
-    """Receipts by attempt; the one that was sent longest ago stands first."""
+    """Receipts by name; the one that was sent longest ago stands first."""
 
     def __init__(self) -> None:
         self._waiting: dict[Key, _Waiting] = {}
@@ -35,13 +37,14 @@ class Outbox:
         """Keep receipts that go out at this moment; a later one takes an earlier one's place."""
         waiting = self._waiting
         for receipt in receipts:
-            key = (receipt.lease_id, receipt.unit_id)
+            key = (receipt.lease_id, receipt.receipt_id)
             waiting.pop(key, None)
             waiting[key] = _Waiting(receipt, sent_ms)
 
-    def forget(self, lease_id: LeaseId, unit_id: WorkUnitId) -> None:
-        """A receipt need not go out again."""
-        self._waiting.pop((lease_id, unit_id), None)
+    def forget(self, receipts: Iterable[Key]) -> None:
+        """Receipts need not go out again."""
+        for key in receipts:
+            self._waiting.pop(key, None)
 
     def due_ms(self) -> int | None:
         """When the first one goes out again."""
@@ -72,6 +75,7 @@ def in_batches(receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, ...]]:
     for receipt in receipts:
         # A character takes up to four bytes.
         size_next = RECEIPT_BYTES + len(receipt.payload) + 4 * len(receipt.detail)
+        size_next += RESULT_BYTES * len(receipt.results)
         if batch and size + size_next > BATCH_BYTES_MAX:
             yield tuple(batch)
             batch, size = [], 0

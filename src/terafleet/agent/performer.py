@@ -118,11 +118,11 @@ class Performer:
         log.info("model_loaded", model_id=model_id, load_ms=loaded.load_ms)
         return None
 
-    def _start_attempt(self, effect: fx.StartAttempt) -> None:
+    def _start_attempts(self, effect: fx.StartAttempts) -> None:
         self._rooms.attempts.start(effect)
 
-    def _stop_attempt(self, effect: fx.StopAttempt) -> None:
-        self._rooms.attempts.stop(effect.lease_id, effect.unit_id)
+    def _stop_attempts(self, effect: fx.StopAttempts) -> None:
+        self._rooms.attempts.stop(effect.lease_id)
 
     def _forget_lease(self, effect: fx.ForgetLease) -> None:
         self._rooms.inputs.forget(effect.lease_id)
@@ -139,18 +139,18 @@ class Performer:
         self.state = effect.state
         self._rooms.link.report_permit(effect.refusals)
 
-    def _forget_receipt(self, effect: fx.ForgetReceipt) -> None:
-        self._rooms.link.forget(effect.lease_id, effect.unit_id)
-        self._rooms.deliveries.forget(effect.lease_id, effect.unit_id)
+    def _forget_receipts(self, effect: fx.ForgetReceipts) -> None:
+        self._rooms.link.forget(effect.receipts)
+        self._rooms.deliveries.forget(effect.receipts)
 
 
 _DEEDS: dict[type, Callable[[Performer, Any], None]] = {
     fx.PrepareModel: Performer._prepare_model,
-    fx.StartAttempt: Performer._start_attempt,
-    fx.StopAttempt: Performer._stop_attempt,
+    fx.StartAttempts: Performer._start_attempts,
+    fx.StopAttempts: Performer._stop_attempts,
     fx.ForgetLease: Performer._forget_lease,
     fx.SuspendRuntime: Performer._suspend_runtime,
     fx.KillRuntime: Performer._kill_runtime,
     fx.ReportPermit: Performer._report_permit,
-    fx.ForgetReceipt: Performer._forget_receipt,
+    fx.ForgetReceipts: Performer._forget_receipts,
 }

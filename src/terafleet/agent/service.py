@@ -21,6 +21,7 @@ from terafleet.agent.model_cache import ModelCache
 from terafleet.agent.model_disk import ModelDisk
 from terafleet.agent.performer import Performer, Rooms
 from terafleet.agent.ports import Runtime, VehicleInterface
+from terafleet.agent.results import ResultHooks
 from terafleet.agent.runtime_keeper import RuntimeKeeper
 from terafleet.agent.sampling import Sampling
 from terafleet.agent.settings import AgentSettings
@@ -80,7 +81,7 @@ class Adapters(msgspec.Struct, frozen=True):
 
 def guard_codec() -> Codec[ev.AnyGuardEvent, AnyGuardEffect]:
     """How the car's journal is written."""
-    return Codec(ev.AnyGuardEvent, AnyGuardEffect, ev.SCHEMA)
+    return Codec(ev.AnyGuardEvent, AnyGuardEffect, ev.SCHEMA, keeps_effects=False)
 
 
 class Agent:
@@ -202,9 +203,7 @@ class Agent:
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
-            submit=self._engine.submit,
-            keep_output=self._deliveries.keep,
-            clock=self.clock,
+            results=ResultHooks(self._engine.submit, self._deliveries.expect_large, self.clock),
             inputs=self._inputs,
             gateway=self._adapters.gateway,
             runtime_of=lambda model_id: self._keeper.running(self._performer.kind_of(model_id)),

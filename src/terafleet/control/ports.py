@@ -55,6 +55,10 @@ class Objects(Protocol):
         """Remove; whether there was anything."""
         ...
 
+    async def delete_folder(self, prefix: str) -> int:
+        """Remove all whose names begin so: `word/word/`, or more; how many there were."""
+        ...
+
     def bytes_free(self) -> int | None:
         """Room left, or None without a limit."""
         ...

@@ -9,7 +9,7 @@ class Capability(msgspec.Struct, frozen=True):
     """What one vehicle offers.
 
     `memory_mb` is what the owner lends to the runtime; `slots` how many attempts run at once;
-    `models` which models lie on its disk, checked.
+    `models` which models lie on its disk, checked; `loaded` which of them stand in memory.
     """
 
     runtimes: tuple[str, ...]
@@ -17,6 +17,7 @@ class Capability(msgspec.Struct, frozen=True):
     slots: int
     models: tuple[ModelId, ...] = ()
     device: str = ""
+    loaded: tuple[ModelId, ...] = ()
 
 
 class ModelNeeds(msgspec.Struct, frozen=True):
@@ -35,6 +36,7 @@ class CapabilityClass(msgspec.Struct, frozen=True):
     runtimes: tuple[str, ...]
     memory_mb: int
     models: tuple[ModelId, ...]
+    loaded: tuple[ModelId, ...] = ()
 
 
 def capability_class(capability: Capability) -> CapabilityClass:
@@ -43,6 +45,7 @@ def capability_class(capability: Capability) -> CapabilityClass:
         runtimes=tuple(sorted(capability.runtimes)),
         memory_mb=capability.memory_mb // 256 * 256,
         models=tuple(sorted(capability.models)),
+        loaded=tuple(sorted(capability.loaded)),
     )
 
 

@@ -15,6 +15,7 @@ class DeadlineKind(StrEnum):
     QUARANTINE = "quarantine"
     BATCH_WINDOW = "batch_window"
     GATEWAY = "gateway"
+    SESSION_QUEUE = "session_queue"
 
 
 class Deadline(msgspec.Struct, frozen=True, array_like=True, order=True):

@@ -12,9 +12,12 @@ from terafleet.core.ids import (
     BatchId,
     CustomerId,
     Epoch,
+    GatewayId,
     LeaseId,
     ModelId,
+    ReceiptId,
     RequestId,
+    SessionId,
     VehicleId,
     WorkUnitId,
 )
@@ -75,6 +78,73 @@ class GrantLease(Effect, frozen=True):
     units: tuple[GrantedUnit, ...]
 
 
+class GrantSession(Effect, frozen=True):
+    """Give a slot of a car to a live session, in place of the lease `replaces` (0 for none).
+
+    It waits for no record: if it is lost with the process, the lease is unknown at the next hello.
+    """
+
+    when: ClassVar[When] = "now"
+
+    vehicle_id: VehicleId
+    epoch: Epoch
+    lease_id: LeaseId
+    model_id: ModelId
+    endpoint: str
+    session_id: SessionId
+    replaces: LeaseId
+
+
+class TellGranted(Effect, frozen=True):
+    """Tell a gateway where its session may run; such requests take `duration_ms_max` at most."""
+
+    when: ClassVar[When] = "now"
+
+    gateway_id: GatewayId
+    session_id: SessionId
+    ask: int
+    lease_id: LeaseId
+    vehicle_id: VehicleId
+    epoch: Epoch
+    duration_ms_max: int
+
+
+class TellQueued(Effect, frozen=True):
+    """Tell a gateway that its session waits for a slot, for about `wait_ms`."""
+
+    when: ClassVar[When] = "now"
+
+    gateway_id: GatewayId
+    session_id: SessionId
+    ask: int
+    wait_ms: int
+    wait_ms_max: int
+
+
+class TellRefused(Effect, frozen=True):
+    """Tell a gateway that there is no slot; `retry_after_ms` 0 says that waiting is of no use."""
+
+    when: ClassVar[When] = "now"
+
+    gateway_id: GatewayId
+    session_id: SessionId
+    ask: int
+    refused: Refused
+    detail: str
+    retry_after_ms: int
+
+
+class TellLost(Effect, frozen=True):
+    """Tell a gateway that the lease of its session has ended."""
+
+    when: ClassVar[When] = "now"
+
+    gateway_id: GatewayId
+    session_id: SessionId
+    lease_id: LeaseId
+    ending: LeaseEnding
+
+
 class RevokeLease(Effect, frozen=True):
     """Tell a car that a lease is over."""
 
@@ -85,19 +155,19 @@ class RevokeLease(Effect, frozen=True):
 
 
 class AcknowledgeReceipt(Effect, frozen=True):
-    """Tell a car that a receipt is kept; `unit_id` -1 is the receipt of the lease itself."""
+    """Tell a car that a receipt is kept."""
 
     vehicle_id: VehicleId
     epoch: Epoch
     lease_id: LeaseId
-    unit_id: WorkUnitId
+    receipt_id: ReceiptId
 
 
-class DropOutput(Effect, frozen=True):
-    """Forget an output that counts for nothing."""
+class DropOutputs(Effect, frozen=True):
+    """Forget the outputs that a receipt brought: they count for nothing."""
 
     lease_id: LeaseId
-    unit_id: WorkUnitId
+    receipt_id: ReceiptId
 
 
 class AnswerRequest(Effect, frozen=True):
@@ -122,11 +192,13 @@ class CutBatch(Effect, frozen=True):
 
 
 class UnitOutcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How a unit ended: under which lease its output lies, or why there is none (`ending`)."""
+    """How a unit ended: which receipt brought its output, or why there is none (`ending`)."""
 
     unit_id: WorkUnitId
     requests: int
     lease_id: LeaseId
+    receipt_id: ReceiptId
+    vehicle_id: VehicleId
     ending: UnitEnding | None
     detail: str
 
@@ -144,7 +216,8 @@ class ForgetBatch(Effect, frozen=True):
     """Remove the inputs and outputs of a batch's units; its files stay."""
 
     batch_id: BatchId
-    outputs: tuple[tuple[LeaseId, WorkUnitId], ...]
+    input_file_id: str
+    outputs: tuple[tuple[LeaseId, ReceiptId], ...]
 
 
 class RecordBatch(Effect, frozen=True):
@@ -182,9 +255,14 @@ FleetEffect = (
     | FenceVehicle
     | AskHello
     | GrantLease
+    | GrantSession
+    | TellGranted
+    | TellQueued
+    | TellRefused
+    | TellLost
     | RevokeLease
     | AcknowledgeReceipt
-    | DropOutput
+    | DropOutputs
     | AnswerRequest
     | CutBatch
     | AssembleOutput

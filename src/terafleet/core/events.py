@@ -10,16 +10,19 @@ from terafleet.core.ids import (
     BatchId,
     CustomerId,
     Epoch,
+    GatewayId,
     LeaseId,
     ModelId,
     RequestId,
+    SessionId,
     VehicleId,
     WorkUnitId,
 )
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.core.settings import FleetSettings
+from terafleet.core.work import AttemptResult
 
-SCHEMA = 1
+SCHEMA = 2
 """The number of this vocabulary; a journal of another number is not replayed."""
 
 
@@ -190,19 +193,41 @@ class BatchAssembled(Event, frozen=True):
     request_id: RequestId
 
 
-class AttemptReturned(Event, frozen=True):
-    """A car handed in an output; it lies stored under `ids.output_name`."""
+class SessionWanted(Event, frozen=True):
+    """A gateway wants a slot for a live session, or asks again; `tokens` is the predicted work.
+
+    Not on a car that is `excluded`: the session was there and had to leave.
+    """
+
+    session_id: SessionId
+    gateway_id: GatewayId
+    ask: int
+    customer_id: CustomerId
+    model_id: ModelId
+    endpoint: str
+    tokens: int
+    excluded: tuple[VehicleId, ...]
+
+
+class SessionUnwanted(Event, frozen=True):
+    """A gateway wants a session's lease no more, or (`lease_id` 0) waits for none."""
+
+    session_id: SessionId
+    lease_id: LeaseId
+
+
+class AttemptsReturned(Event, frozen=True):
+    """A car handed in outputs of a lease, at least one, with one receipt.
+
+    The receipt is named by the first of them (`ids.ReceiptId`). They lie stored together under
+    `ids.output_name`, or a single large one in the car's own folder
+    (`ids.vehicle_outputs_folder`).
+    """
 
     vehicle_id: VehicleId
     epoch: Epoch
     lease_id: LeaseId
-    unit_id: WorkUnitId
-    answers: int
-    answers_failed: int
-    prompt_tokens: int
-    completion_tokens: int
-    energy_mwh: int
-    runtime_ms: int
+    results: tuple[AttemptResult, ...]
 
 
 class AttemptFailed(Event, frozen=True):
@@ -247,7 +272,9 @@ FleetEvent = (
     | BatchRejected
     | BatchCancelled
     | BatchAssembled
-    | AttemptReturned
+    | SessionWanted
+    | SessionUnwanted
+    | AttemptsReturned
     | AttemptFailed
     | LeaseReleased
 )

@@ -6,13 +6,14 @@ from typing import Any
 from terafleet.core import events as ev
 from terafleet.core import fleet_batches as batches
 from terafleet.core import fleet_leases as leases
+from terafleet.core import fleet_sessions as sessions
 from terafleet.core import fleet_vehicles as vehicles
 from terafleet.core.deadlines import Deadline, DeadlineKind
 from terafleet.core.effects import FleetEffect
 from terafleet.core.fleet_image import image_of, restore
 from terafleet.core.fleet_laws import check
 from terafleet.core.fleet_state import FleetState
-from terafleet.core.ids import BatchId, VehicleId
+from terafleet.core.ids import BatchId, SessionId, VehicleId
 
 
 class Fleet:
@@ -30,6 +31,7 @@ class Fleet:
         for event in events:
             state.now_ms = max(state.now_ms, event.at_ms)
             _HANDLERS[type(event)](state, event)
+        sessions.serve_queue(state)
         leases.match(state)
         state.record_touched()
         effects, state.effects = state.effects, []
@@ -65,6 +67,8 @@ def _look_at(state: FleetState, deadline: Deadline) -> None:
             batches.window_ended(state, BatchId(deadline.about))
         case DeadlineKind.GATEWAY:
             batches.gateway_overdue(state, BatchId(deadline.about))
+        case DeadlineKind.SESSION_QUEUE:
+            sessions.queue_ended(state, SessionId(deadline.about))
 
 
 _HANDLERS: dict[type, Callable[[FleetState, Any], None]] = {
@@ -86,7 +90,9 @@ _HANDLERS: dict[type, Callable[[FleetState, Any], None]] = {
     ev.BatchRejected: batches.batch_rejected,
     ev.BatchCancelled: batches.batch_cancelled,
     ev.BatchAssembled: batches.batch_assembled,
-    ev.AttemptReturned: leases.attempt_returned,
+    ev.SessionWanted: sessions.session_wanted,
+    ev.SessionUnwanted: sessions.session_unwanted,
+    ev.AttemptsReturned: leases.attempts_returned,
     ev.AttemptFailed: leases.attempt_failed,
     ev.LeaseReleased: leases.lease_released,
 }

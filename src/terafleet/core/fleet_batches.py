@@ -1,5 +1,7 @@
 """What the fleet does with batches, from admission to the last file."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from terafleet.core import events as ev
@@ -13,10 +15,10 @@ from terafleet.core.effects import (
     UnitOutcome,
 )
 from terafleet.core.fleet_state import FleetState
-from terafleet.core.ids import BatchId, LeaseId, WorkUnitId
+from terafleet.core.ids import BatchId, LeaseId, ReceiptId, WorkUnitId
 from terafleet.core.reasons import LeaseEnding, Refused, UnitEnding
-from terafleet.core.records import BatchRecord, UnitLoss, UnitRecord
-from terafleet.core.work import BATCH_ENDS, BatchState, UnitState
+from terafleet.core.records import BatchRecord, LeaseRecord, UnitLoss, UnitRecord
+from terafleet.core.work import BATCH_ENDS, AttemptResult, BatchState, UnitState
 
 _ENDINGS = {
     BatchState.CANCELLED: (LeaseEnding.BATCH_CANCELLED, UnitEnding.BATCH_CANCELLED),
@@ -110,7 +112,17 @@ def _assemble(fleet: FleetState, batch: BatchRecord) -> AssembleOutput:
         unit = fleet.units[unit_id]
         loss = batch.losses.get(unit_id)
         ending, detail = (loss.ending, loss.detail) if loss else (None, "")
-        outcomes.append(UnitOutcome(unit_id, unit.requests, unit.lease_id, ending, detail))
+        outcomes.append(
+            UnitOutcome(
+                unit_id,
+                unit.requests,
+                unit.lease_id,
+                unit.receipt_id,
+                unit.vehicle_id,
+                ending,
+                detail,
+            )
+        )
     return AssembleOutput(batch.batch_id, batch.customer_id, batch.input_file_id, tuple(outcomes))
 
 
@@ -227,17 +239,29 @@ def _lose(batch: BatchRecord, unit: UnitRecord, state: UnitState, loss: UnitLoss
     batch.losses[unit.unit_id] = loss
 
 
-def unit_succeeded(fleet: FleetState, unit: UnitRecord, event: ev.AttemptReturned) -> None:
-    """A unit has its canonical result."""
-    batch = fleet.batches[unit.batch_id]
-    unit.state = UnitState.SUCCEEDED
-    batch.units_running -= 1
-    batch.units_open -= 1
-    batch.requests_completed += event.answers - event.answers_failed
-    batch.requests_failed += event.answers_failed
-    batch.prompt_tokens += event.prompt_tokens
-    batch.completion_tokens += event.completion_tokens
-    fleet.touched[unit.batch_id] = None
+def units_succeeded(
+    fleet: FleetState, lease: LeaseRecord, results: Sequence[AttemptResult]
+) -> None:
+    """Some units of a lease have their canonical results, which one receipt brought."""
+    batch_id, vehicle_id = lease.batch_id, lease.vehicle_id
+    batch = fleet.batches[batch_id]
+    receipt_id = ReceiptId(results[0].unit_id)
+    units = fleet.units
+    answers = failed = 0
+    for result in results:
+        unit = units[result.unit_id]
+        unit.state = UnitState.SUCCEEDED
+        unit.receipt_id = receipt_id
+        unit.vehicle_id = vehicle_id
+        answers += result.answers
+        failed += result.answers_failed
+        batch.prompt_tokens += result.prompt_tokens
+        batch.completion_tokens += result.completion_tokens
+    batch.units_running -= len(results)
+    batch.units_open -= len(results)
+    batch.requests_completed += answers - failed
+    batch.requests_failed += failed
+    fleet.touched[batch_id] = None
     _finalize_if_done(fleet, batch)
 
 
@@ -275,11 +299,11 @@ def _end(fleet: FleetState, batch: BatchRecord, state: BatchState) -> None:
     assert state in BATCH_ENDS
     batch.state = state
     batch.ended_ms = fleet.now_ms
-    outputs = []
+    outputs: dict[tuple[LeaseId, ReceiptId], None] = {}
     for unit_id in batch.unit_ids():
         unit = fleet.units.pop(unit_id)
         if unit.state is UnitState.SUCCEEDED:
-            outputs.append((unit.lease_id, unit_id))
-    fleet.effects.append(ForgetBatch(batch.batch_id, tuple(outputs)))
+            outputs[unit.lease_id, unit.receipt_id] = None
+    fleet.effects.append(ForgetBatch(batch.batch_id, batch.input_file_id, tuple(outputs)))
     fleet.record_now(batch)
     del fleet.batches[batch.batch_id]

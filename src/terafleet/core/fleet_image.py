@@ -10,7 +10,14 @@ from terafleet.core.capability import CapabilityClass, ModelNeeds
 from terafleet.core.deadlines import Deadlines, DeadlinesImage
 from terafleet.core.fleet_state import FleetState
 from terafleet.core.ids import BatchId, Epoch, LeaseId, VehicleId, WorkUnitId
-from terafleet.core.records import BatchRecord, LeaseRecord, UnitRecord, VehicleRecord
+from terafleet.core.predictions import Durations
+from terafleet.core.records import (
+    BatchRecord,
+    LeaseRecord,
+    SessionLease,
+    UnitRecord,
+    VehicleRecord,
+)
 from terafleet.core.settings import FleetSettings
 
 
@@ -19,11 +26,13 @@ class _ShapeImage(msgspec.Struct, frozen=True):
     requeued: list[WorkUnitId]
     waiting: list[WorkUnitId]
     tokens_per_s: int
+    durations: list[int]
 
 
 class _GroupImage(msgspec.Struct, frozen=True):
     kind: CapabilityClass
     ready: list[list[VehicleId]]
+    batch_leases: list[LeaseId]
 
 
 class _FleetImage(msgspec.Struct, frozen=True):
@@ -42,6 +51,7 @@ class _FleetImage(msgspec.Struct, frozen=True):
     groups: list[_GroupImage]
     quarantined: list[VehicleId]
     stalled: list[BatchId]
+    queued_sessions: list[SessionLease]
 
 
 def image_of(state: FleetState) -> bytes:
@@ -55,6 +65,7 @@ def image_of(state: FleetState) -> bytes:
                 [unit.unit_id for unit in requeued],
                 [unit.unit_id for unit in waiting],
                 shape.tokens_per_s,
+                shape.durations.samples(),
             )
         )
     image = _FleetImage(
@@ -71,11 +82,16 @@ def image_of(state: FleetState) -> bytes:
         deadlines=state.deadlines.image(),
         shapes=shapes,
         groups=[
-            _GroupImage(group.kind, [list(level) for level in group.ready])
+            _GroupImage(
+                group.kind,
+                [list(level) for level in group.ready],
+                list(group.batch_leases),
+            )
             for group in state.index.groups.values()
         ],
         quarantined=list(state.quarantined),
         stalled=list(state.stalled),
+        queued_sessions=list(state.queued_sessions.values()),
     )
     return msgspec.msgpack.encode(image)
 
@@ -97,6 +113,10 @@ def restore(body: bytes) -> FleetState:
     _restore_vehicles(state, image)
     state.quarantined = dict.fromkeys(image.quarantined)
     state.stalled = dict.fromkeys(image.stalled)
+    state.queued_sessions = {one.session_id: one for one in image.queued_sessions}
+    state.sessions = {
+        lease.session.session_id: lease.lease_id for lease in image.leases if lease.session
+    }
     return state
 
 
@@ -104,6 +124,7 @@ def _restore_shapes(state: FleetState, image: _FleetImage) -> None:
     for part in image.shapes:
         shape = state.index.shape(part.needs)
         shape.tokens_per_s = part.tokens_per_s
+        shape.durations = Durations(part.durations)
         for unit_id in part.requeued:
             shape.add(state.units[unit_id], is_requeued=True)
         for unit_id in part.waiting:
@@ -121,7 +142,9 @@ def _restore_vehicles(state: FleetState, image: _FleetImage) -> None:
         state.regroup(vehicle)
     # Not every car is where a fresh look would put it: a quarantine may be over, and not yet ended.
     for part in image.groups:
-        state.index.put_ready(state.index.groups[part.kind], part.ready)
+        group = state.index.groups[part.kind]
+        state.index.put_ready(group, part.ready)
+        group.batch_leases = dict.fromkeys(part.batch_leases)
     for vehicle in image.vehicles:
         vehicle.ready_level = levels[vehicle.vehicle_id]
     state.touched.clear()

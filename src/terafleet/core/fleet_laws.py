@@ -3,6 +3,7 @@
 from collections import Counter
 
 from terafleet.core.fleet_state import FleetState
+from terafleet.core.ids import SESSION_UNIT
 from terafleet.core.records import NOT_READY
 from terafleet.core.work import BATCH_ENDS, UnitState
 
@@ -22,19 +23,34 @@ def _check_leases(state: FleetState) -> None:
         assert lease.lease_id in vehicle.leases
         assert vehicle.epoch != 0, "a car that is offline holds a lease"
         assert lease.unit_ids, "a lease without work stands"
-        assert len(set(lease.unit_ids)) == len(lease.unit_ids)
+        if lease.session is not None:
+            assert set(lease.unit_ids) == {SESSION_UNIT}
+            assert state.sessions[lease.session.session_id] == lease.lease_id
+            assert lease.vehicle_id not in lease.session.excluded
+            continue
+        assert lease.lease_id in state.group_of[lease.vehicle_id].batch_leases
         for unit_id in lease.unit_ids:
             unit = state.units[unit_id]
             assert unit.state is UnitState.RUNNING
             assert unit.lease_id == lease.lease_id
             assert unit.batch_id == lease.batch_id
+    of_sessions = [one for one in state.leases.values() if one.session is not None]
+    assert len(of_sessions) == len(state.sessions), "a session has two leases"
+    assert not state.sessions.keys() & state.queued_sessions.keys()
+    to_preempt = sum(len(group.batch_leases) for group in state.index.groups.values())
+    assert to_preempt == len(state.leases) - len(of_sessions)
     held = sum(len(vehicle.leases) for vehicle in state.vehicles.values())
     assert held == len(state.leases)
 
 
 def _check_units(state: FleetState) -> None:
     """Every accepted unit is in exactly one state, and where that state says it is."""
-    running = Counter(unit_id for lease in state.leases.values() for unit_id in lease.unit_ids)
+    running = Counter(
+        unit_id
+        for lease in state.leases.values()
+        for unit_id in lease.unit_ids
+        if lease.session is None
+    )
     waiting: Counter[int] = Counter()
     for shape in state.index.shapes.values():
         requeued, others = shape.in_order()

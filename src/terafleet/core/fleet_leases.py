@@ -1,25 +1,26 @@
 """What the fleet does with leases: grant them, take what comes back, end them."""
 
+from collections.abc import Sequence
+
 from terafleet.core import events as ev
 from terafleet.core.effects import (
     AcknowledgeReceipt,
-    DropOutput,
+    DropOutputs,
     GrantedUnit,
     GrantLease,
     RevokeLease,
 )
-from terafleet.core.fleet_batches import unit_failed, unit_succeeded
+from terafleet.core.fleet_batches import unit_failed, units_succeeded
+from terafleet.core.fleet_sessions import session_returned
 from terafleet.core.fleet_state import FleetState
 from terafleet.core.fleet_vehicles import current
-from terafleet.core.ids import LeaseId, WorkUnitId
+from terafleet.core.ids import SESSION_UNIT, WHOLE_LEASE, LeaseId, ModelId, ReceiptId, WorkUnitId
 from terafleet.core.matchmaking import Shape, VehicleGroup, lease_cost
 from terafleet.core.pricing import reward_micro
 from terafleet.core.reasons import Failure, LeaseEnding, UnitEnding
 from terafleet.core.records import LeaseRecord, UnitRecord, VehicleRecord
 from terafleet.core.verification import Appraisal, appraise_count
-from terafleet.core.work import UnitState
-
-WHOLE_LEASE = WorkUnitId(-1)
+from terafleet.core.work import AttemptResult, UnitState
 
 
 def match(fleet: FleetState) -> None:
@@ -63,23 +64,30 @@ def _grant(
     model_id = units[0].model_id
     cost = 0
     granted = []
-    unit_ids = []
+    unit_ids: dict[WorkUnitId, None] = {}
     for unit in units:
         unit.state = UnitState.RUNNING
         unit.lease_id = lease_id
         cost += unit.cost
-        unit_ids.append(unit.unit_id)
+        unit_ids[unit.unit_id] = None
         granted.append(
             GrantedUnit(unit.unit_id, unit.requests, unit.offset, unit.length, unit.digest)
         )
     settings, now_ms = fleet.settings, fleet.now_ms
     work_ms = cost * 1_000 // max(1, tokens_per_s) * settings.overdue_factor
     overdue_ms = now_ms + work_ms + settings.overdue_allowance_ms
-    fleet.leases[lease_id] = LeaseRecord(
-        lease_id, vehicle.vehicle_id, batch.batch_id, model_id, unit_ids, now_ms, now_ms, overdue_ms
+    fleet.open_lease(
+        LeaseRecord(
+            lease_id,
+            vehicle.vehicle_id,
+            batch.batch_id,
+            model_id,
+            unit_ids,
+            now_ms,
+            now_ms,
+            overdue_ms,
+        )
     )
-    fleet.deadlines.watch_lease(lease_id, overdue_ms)
-    vehicle.leases[lease_id] = None
     batch.units_running += len(units)
     fleet.touched[batch.batch_id] = None
     fleet.effects.append(
@@ -95,79 +103,101 @@ def _grant(
     )
 
 
-def _lease_of(
-    fleet: FleetState, vehicle: VehicleRecord, lease_id: LeaseId, unit_id: WorkUnitId
-) -> LeaseRecord | None:
-    """The lease that a receipt is about, if it stands, is the car's, and waits for the unit."""
-    lease = fleet.leases.get(lease_id)
-    if lease is None or lease.vehicle_id != vehicle.vehicle_id:
-        return None
-    return lease if unit_id in lease.unit_ids else None
-
-
-def attempt_returned(fleet: FleetState, event: ev.AttemptReturned) -> None:
-    """Take a result once, if its lease still stands; always acknowledge the receipt."""
+def attempts_returned(fleet: FleetState, event: ev.AttemptsReturned) -> None:
+    """Take all results of a receipt once, or none of them; always acknowledge the receipt."""
     vehicle = current(fleet, event.vehicle_id, event.epoch)
     if vehicle is None:
         return
-    fleet.effects.append(
-        AcknowledgeReceipt(event.vehicle_id, event.epoch, event.lease_id, event.unit_id)
-    )
-    lease = _lease_of(fleet, vehicle, event.lease_id, event.unit_id)
+    lease_id, results = event.lease_id, event.results
+    receipt_id = ReceiptId(results[0].unit_id)
+    fleet.effects.append(AcknowledgeReceipt(event.vehicle_id, event.epoch, lease_id, receipt_id))
+    lease = lease_waiting_for(fleet, event)
     if lease is None:
-        _refuse_late(fleet, vehicle, event.lease_id, event.unit_id)
+        _refuse_late(fleet, vehicle, lease_id, receipt_id)
         return
-    unit = fleet.units[event.unit_id]
-    if appraise_count(unit.requests, event.answers, event.answers_failed) is Appraisal.INVALID:
-        fleet.effects.append(DropOutput(event.lease_id, event.unit_id))
-        detail = f"{event.answers} answers to {unit.requests} requests"
-        vehicle.energy_lost_mwh += event.energy_mwh
-        _fail(fleet, vehicle, lease, unit, (Failure.OUTPUT_INCOMPLETE, detail))
+    if lease.session is not None:
+        session_returned(fleet, vehicle, lease, results[0])
         return
-    _account(fleet, vehicle, unit, event)
-    unit_succeeded(fleet, unit, event)
-    _progress(fleet, lease, event.unit_id)
+    fault = _count_fault(fleet, results)
+    if fault:
+        fleet.effects.append(DropOutputs(lease_id, receipt_id))
+        for result in results:
+            vehicle.energy_lost_mwh += result.energy_mwh
+            unit = fleet.units[result.unit_id]
+            _fail(fleet, vehicle, lease, unit, (Failure.OUTPUT_INCOMPLETE, fault))
+        return
+    _account(fleet, vehicle, lease.model_id, results)
+    units_succeeded(fleet, lease, results)
+    for result in results:
+        del lease.unit_ids[result.unit_id]
+    _progress(fleet, lease)
+
+
+def lease_waiting_for(fleet: FleetState, event: ev.AttemptsReturned) -> LeaseRecord | None:
+    """The lease that results are of, if it stands, is the car's, and waits for each of them."""
+    lease = fleet.leases.get(event.lease_id)
+    if lease is None or lease.vehicle_id != event.vehicle_id:
+        return None
+    wanted = lease.unit_ids
+    if len(event.results) == 1:
+        return lease if event.results[0].unit_id in wanted else None
+    unit_ids = {result.unit_id for result in event.results}
+    is_wanted = len(unit_ids) == len(event.results) and unit_ids <= wanted.keys()
+    return lease if is_wanted else None
 
 
 def _refuse_late(
-    fleet: FleetState, vehicle: VehicleRecord, lease_id: LeaseId, unit_id: WorkUnitId
+    fleet: FleetState, vehicle: VehicleRecord, lease_id: LeaseId, receipt_id: ReceiptId
 ) -> None:
-    """A result whose lease has ended counts for nothing, unless it is the one that counted.
+    """Results whose lease has ended count for nothing, unless they are the ones that counted.
 
-    Under a lease of another car, whose output may be on its way, nothing is dropped.
+    Under a lease of another car, whose outputs may be on their way, nothing is dropped.
     """
     lease = fleet.leases.get(lease_id)
     if lease is not None and lease.vehicle_id != vehicle.vehicle_id:
         return
-    unit = fleet.units.get(unit_id)
-    is_canonical = (
-        unit is not None and unit.state is UnitState.SUCCEEDED and unit.lease_id == lease_id
-    )
-    if not is_canonical:
-        fleet.effects.append(DropOutput(lease_id, unit_id))
+    if receipt_id == ReceiptId(SESSION_UNIT):
+        return
+    unit = fleet.units.get(WorkUnitId(receipt_id))
+    if unit is None or not unit.has_output(lease_id, receipt_id):
+        fleet.effects.append(DropOutputs(lease_id, receipt_id))
+
+
+def _count_fault(fleet: FleetState, results: Sequence[AttemptResult]) -> str:
+    """What is wrong with the numbers of answers, in words, or empty."""
+    for result in results:
+        requests = fleet.units[result.unit_id].requests
+        if appraise_count(requests, result.answers, result.answers_failed) is Appraisal.INVALID:
+            return f"{result.answers} answers to {requests} requests"
+    return ""
 
 
 def _account(
-    fleet: FleetState, vehicle: VehicleRecord, unit: UnitRecord, event: ev.AttemptReturned
+    fleet: FleetState, vehicle: VehicleRecord, model_id: ModelId, results: Sequence[AttemptResult]
 ) -> None:
-    """Credit the car, and learn its speed: a moving average over about four attempts."""
+    """Credit the car, and learn its speed: a moving average over about four receipts."""
     fleet.pardon(vehicle)
-    vehicle.units_succeeded += 1
-    vehicle.energy_mwh += event.energy_mwh
-    vehicle.runtime_ms += event.runtime_ms
-    tokens = event.prompt_tokens + event.completion_tokens
-    vehicle.reward_micro += reward_micro(fleet.settings.plan, event.energy_mwh, tokens)
-    if event.runtime_ms > 0:
-        seen = unit.cost * 1_000 // event.runtime_ms
-        known = vehicle.speeds.get(unit.model_id, seen)
-        vehicle.speeds[unit.model_id] = max(1, (3 * known + seen) // 4)
-        shape = fleet.shape_of(unit)
+    units = fleet.units
+    cost = tokens = energy_mwh = runtime_ms = 0
+    for result in results:
+        cost += units[result.unit_id].cost
+        tokens += result.prompt_tokens + result.completion_tokens
+        energy_mwh += result.energy_mwh
+        runtime_ms += result.runtime_ms
+    vehicle.units_succeeded += len(results)
+    vehicle.energy_mwh += energy_mwh
+    vehicle.runtime_ms += runtime_ms
+    vehicle.reward_micro += reward_micro(fleet.settings.plan, energy_mwh, tokens)
+    if runtime_ms > 0:
+        seen = cost * 1_000 // runtime_ms
+        known = vehicle.speeds.get(model_id, seen)
+        vehicle.speeds[model_id] = max(1, (3 * known + seen) // 4)
+        shape = fleet.index.shapes[model_id]
         shape.tokens_per_s = max(1, (15 * shape.tokens_per_s + seen) // 16)
 
 
-def _progress(fleet: FleetState, lease: LeaseRecord, unit_id: WorkUnitId) -> None:
-    """A unit of a lease is done with; the last one completes the lease."""
-    lease.unit_ids.remove(unit_id)
+def _progress(fleet: FleetState, lease: LeaseRecord) -> None:
+    """Something of a lease is done with; without open units the lease is complete."""
     lease.progress_ms = fleet.now_ms
     if not lease.unit_ids:
         fleet.close_lease(lease)
@@ -178,14 +208,27 @@ def attempt_failed(fleet: FleetState, event: ev.AttemptFailed) -> None:
     vehicle = current(fleet, event.vehicle_id, event.epoch)
     if vehicle is None:
         return
+    receipt_id = ReceiptId(event.unit_id)
     fleet.effects.append(
-        AcknowledgeReceipt(event.vehicle_id, event.epoch, event.lease_id, event.unit_id)
+        AcknowledgeReceipt(event.vehicle_id, event.epoch, event.lease_id, receipt_id)
     )
     vehicle.energy_lost_mwh += event.energy_mwh
-    lease = _lease_of(fleet, vehicle, event.lease_id, event.unit_id)
-    if lease is not None:
+    lease = fleet.leases.get(event.lease_id)
+    is_the_cars = lease is not None and lease.vehicle_id == event.vehicle_id
+    if lease is not None and is_the_cars and event.unit_id in lease.unit_ids:
+        if lease.session is not None:
+            _fail_session(fleet, vehicle, lease)
+            return
         unit = fleet.units[event.unit_id]
         _fail(fleet, vehicle, lease, unit, (event.failure, event.detail))
+
+
+def _fail_session(fleet: FleetState, vehicle: VehicleRecord, lease: LeaseRecord) -> None:
+    """A car could not serve a session: it goes on elsewhere."""
+    fleet.lose_lease(lease, LeaseEnding.ATTEMPT_FAILED, fleet.now_ms)
+    vehicle.failures_in_row += 1
+    fleet.quarantine(vehicle)
+    fleet.refresh(vehicle)
 
 
 def _fail(
@@ -199,7 +242,8 @@ def _fail(
     fleet.count_loss(vehicle, failure, fleet.now_ms - lease.progress_ms)
     vehicle.failures_in_row += 1
     fleet.quarantine(vehicle)
-    _progress(fleet, lease, unit.unit_id)
+    del lease.unit_ids[unit.unit_id]
+    _progress(fleet, lease)
     fleet.refresh(vehicle)
     blame(fleet, unit, vehicle, f"{failure}: {detail}" if detail else str(failure))
 
@@ -236,6 +280,9 @@ def lease_released(fleet: FleetState, event: ev.LeaseReleased) -> None:
         return
     if event.ending is not LeaseEnding.MODEL_UNAVAILABLE:
         fleet.lose_lease(lease, event.ending, fleet.now_ms)
+        return
+    if lease.session is not None:
+        _fail_session(fleet, vehicle, lease)
         return
     units = [fleet.units[unit_id] for unit_id in lease.unit_ids]
     fleet.close_lease(lease)

@@ -5,22 +5,24 @@ from collections.abc import Iterable
 from terafleet.core.admission import waiting_reason
 from terafleet.core.capability import ModelNeeds, capability_class
 from terafleet.core.deadlines import DeadlineKind, Deadlines
-from terafleet.core.effects import AnswerRequest, FleetEffect, RecordBatch
+from terafleet.core.effects import AnswerRequest, FleetEffect, RecordBatch, TellLost
 from terafleet.core.ids import (
     BatchId,
     Epoch,
     LeaseId,
     ModelId,
     RequestId,
+    SessionId,
     VehicleId,
     WorkUnitId,
 )
 from terafleet.core.matchmaking import LEVELS, MatchmakingIndex, Shape, VehicleGroup
-from terafleet.core.reasons import Refused, Waiting
+from terafleet.core.reasons import LeaseEnding, Refused, Waiting
 from terafleet.core.records import (
     NOT_READY,
     BatchRecord,
     LeaseRecord,
+    SessionLease,
     UnitRecord,
     VehicleRecord,
 )
@@ -49,6 +51,8 @@ class FleetState:
         self.quarantined: dict[VehicleId, None] = {}
         self.touched: dict[BatchId, None] = {}
         self.stalled: dict[BatchId, None] = {}
+        self.sessions: dict[SessionId, LeaseId] = {}
+        self.queued_sessions: dict[SessionId, SessionLease] = {}
         self.effects: list[FleetEffect] = []
 
     def answer(
@@ -67,6 +71,9 @@ class FleetState:
             group = self.index.group(capability_class(vehicle.capability))
             group.known += 1
             self.group_of[vehicle.vehicle_id] = group
+            for lease_id in vehicle.leases:
+                if self.leases[lease_id].session is None:
+                    group.batch_leases[lease_id] = None
             self.recount(vehicle)
 
     def ungroup(self, vehicle: VehicleRecord) -> None:
@@ -78,6 +85,8 @@ class FleetState:
         self._discount(vehicle, group)
         self.index.supply_changed()
         group.known -= 1
+        for lease_id in vehicle.leases:
+            group.batch_leases.pop(lease_id, None)
 
     def recount(self, vehicle: VehicleRecord) -> None:
         """A car has come, gone, or changed its mind: bring its group's counts in line."""
@@ -151,20 +160,40 @@ class FleetState:
 
     # Leases and units.
 
+    def open_lease(self, lease: LeaseRecord) -> None:
+        """A lease stands from here on."""
+        self.leases[lease.lease_id] = lease
+        self.deadlines.watch_lease(lease.lease_id, lease.overdue_ms)
+        self.vehicles[lease.vehicle_id].leases[lease.lease_id] = None
+        if lease.session is None:
+            self.group_of[lease.vehicle_id].batch_leases[lease.lease_id] = None
+        else:
+            self.sessions[lease.session.session_id] = lease.lease_id
+
     def close_lease(self, lease: LeaseRecord) -> VehicleRecord:
         """A lease is over; its slot is free."""
         del self.leases[lease.lease_id]
         self.deadlines.forget_lease(lease.lease_id, lease.overdue_ms)
         vehicle = self.vehicles[lease.vehicle_id]
         del vehicle.leases[lease.lease_id]
+        if lease.session is None:
+            self.group_of[lease.vehicle_id].batch_leases.pop(lease.lease_id, None)
+        else:
+            del self.sessions[lease.session.session_id]
         self.refresh(vehicle)
         return vehicle
 
-    def lose_lease(self, lease: LeaseRecord, reason: str, until_ms: int) -> VehicleRecord:
+    def lose_lease(self, lease: LeaseRecord, reason: LeaseEnding, until_ms: int) -> VehicleRecord:
         """A lease ended with work left: its units wait again; one attempt of it was running."""
         vehicle = self.close_lease(lease)
         if lease.unit_ids:
             self.count_loss(vehicle, reason, until_ms - lease.progress_ms)
+        if lease.session is not None:
+            session = lease.session
+            self.effects.append(
+                TellLost(session.gateway_id, session.session_id, lease.lease_id, reason)
+            )
+            return vehicle
         for unit_id in lease.unit_ids:
             self.requeue(self.units[unit_id])
         return vehicle

@@ -112,8 +112,12 @@ def _drop_units_not_held(
 ) -> None:
     lease = fleet.leases[lease_id]
     gone = [unit_id for unit_id in lease.unit_ids if unit_id not in held]
+    if lease.session is not None:
+        if gone:
+            fleet.lose_lease(lease, LeaseEnding.LEASE_UNKNOWN, lease.progress_ms)
+        return
     for unit_id in gone:
-        lease.unit_ids.remove(unit_id)
+        del lease.unit_ids[unit_id]
         fleet.requeue(fleet.units[unit_id])
     if not lease.unit_ids:
         fleet.close_lease(lease)

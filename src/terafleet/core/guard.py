@@ -5,8 +5,7 @@ lease. The guard knows nothing of processes, files or messages.
 """
 
 from bisect import insort
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -16,21 +15,21 @@ from terafleet.core.events import HeldLease
 from terafleet.core.guard_effects import (
     AnyGuardEffect,
     ForgetLease,
-    ForgetReceipt,
+    ForgetReceipts,
     GuardState,
     KillRuntime,
     PrepareModel,
     ReportPermit,
     SendReceipt,
-    StartAttempt,
-    StopAttempt,
+    StartAttempts,
+    StopAttempts,
     SuspendRuntime,
 )
 from terafleet.core.guard_receipts import (
     ReceiptBook,
     receipt_of_ending,
     receipt_of_failure,
-    receipt_of_result,
+    receipt_of_results,
 )
 from terafleet.core.ids import Epoch, LeaseId, ModelId, WorkUnitId
 from terafleet.core.policy import OwnerPolicy, refusals
@@ -39,9 +38,9 @@ from terafleet.core.reasons import LeaseEnding, Refusal
 
 
 class _Lease:
-    """A lease in the car: its units wait in order, at most one of them runs."""
+    """A lease in the car: its units not yet done, in their order, and whether it is on a slot."""
 
-    __slots__ = ("endpoint", "lease_id", "model_id", "number", "running", "waiting")
+    __slots__ = ("endpoint", "is_running", "lease_id", "model_id", "number", "units")
 
     def __init__(
         self,
@@ -56,8 +55,8 @@ class _Lease:
         self.lease_id = lease_id
         self.model_id = model_id
         self.endpoint = endpoint
-        self.waiting = deque(units)
-        self.running: WorkUnitId | None = None
+        self.units = dict.fromkeys(units)
+        self.is_running = False
 
 
 class _Image(msgspec.Struct, frozen=True):
@@ -111,7 +110,7 @@ class Guard:
 
     @property
     def running(self) -> int:
-        """How many attempts run."""
+        """How many leases have an attempt running."""
         return self._running
 
     @property
@@ -132,10 +131,7 @@ class Guard:
         """What a hello says: every attempt that is not handed in or not acknowledged."""
         units = self._receipts.units_handed_in()
         for lease in self._leases.values():
-            open_units = units.setdefault(lease.lease_id, [])
-            if lease.running is not None:
-                open_units.append(lease.running)
-            open_units.extend(lease.waiting)
+            units.setdefault(lease.lease_id, []).extend(lease.units)
         return tuple(HeldLease(lease_id, tuple(ids)) for lease_id, ids in units.items())
 
     # The protocol of a machine.
@@ -166,14 +162,14 @@ class Guard:
 
     def check_invariants(self) -> None:
         """Assert what must always hold."""
-        running = [lease for lease in self._leases.values() if lease.running is not None]
+        running = [lease for lease in self._leases.values() if lease.is_running]
         assert len(running) == self._running <= max(self._slots, 0)
         assert not running or self._state is GuardState.PERMITTING
         assert not running or self._is_runtime_up
         assert (self._state is GuardState.PERMITTING) == (not self._refusals)
         assert not self._leases or self._state is GuardState.PERMITTING or not self._slots
-        assert all(lease.running not in lease.waiting for lease in running)
-        ready = [one for one in self._leases.values() if one.running is None and one.waiting]
+        assert all(lease.units for lease in running)
+        ready = [one for one in self._leases.values() if not one.is_running and one.units]
         assert ready == self._ready
 
     # The process.
@@ -196,8 +192,8 @@ class Guard:
         self._running = 0
         self._ready.clear()
         for lease in self._leases.values():
-            lease.running = None
-            lease.waiting.clear()
+            lease.is_running = False
+            lease.units.clear()
 
     def _agent_stopping(self, event: ev.AgentStopping) -> None:
         self._is_stopping = True
@@ -290,16 +286,19 @@ class Guard:
                 self._drop(lease)
             self._epoch, self._leases_end_ms = Epoch(0), 0
 
-    def _receipt_acknowledged(self, event: ev.ReceiptAcknowledged) -> None:
-        forget = self._receipts.acknowledge(event.lease_id, event.unit_id)
-        if forget is not None:
-            self._effects.append(forget)
+    def _receipts_acknowledged(self, event: ev.ReceiptsAcknowledged) -> None:
+        gone = self._receipts.acknowledge(event.receipts)
+        if gone:
+            self._effects.append(ForgetReceipts(gone))
 
     # Leases.
 
     def _lease_granted(self, event: ev.LeaseGranted) -> None:
         if not self._is_current(event.epoch) or event.lease_id in self._leases:
             return
+        replaced = self._leases.get(event.replaces)
+        if replaced is not None:
+            self._drop(replaced)
         if self._state is not GuardState.PERMITTING:
             self._effects.append(ForgetLease(event.lease_id))
             self._write_ending(event.lease_id, LeaseEnding.NOT_PERMITTED)
@@ -325,11 +324,11 @@ class Guard:
             self._write_ending(lease.lease_id, ending)
 
     def _drop(self, lease: _Lease) -> None:
-        if lease.running is not None:
-            self._effects.append(StopAttempt(lease.lease_id, lease.running))
-            lease.running = None
+        if lease.is_running:
+            self._effects.append(StopAttempts(lease.lease_id))
+            lease.is_running = False
             self._running -= 1
-        elif lease.waiting:
+        elif lease.units:
             self._ready.remove(lease)
         del self._leases[lease.lease_id]
         self._effects.append(ForgetLease(lease.lease_id))
@@ -378,38 +377,52 @@ class Guard:
                 at += 1
                 continue
             del self._ready[at]
-            lease.running = lease.waiting.popleft()
+            lease.is_running = True
             self._running += 1
             self._effects.append(
-                StartAttempt(lease.lease_id, lease.running, lease.model_id, lease.endpoint)
+                StartAttempts(lease.lease_id, tuple(lease.units), lease.model_id, lease.endpoint)
             )
 
-    def _attempt_finished(self, event: ev.AttemptFinished) -> None:
-        if not self._end_attempt(event.lease_id, event.unit_id):
-            self._effects.append(ForgetReceipt(event.lease_id, event.unit_id))
+    def _attempts_finished(self, event: ev.AttemptsFinished) -> None:
+        receipt = receipt_of_results(event)
+        unit_ids = [result.unit_id for result in event.results]
+        lease = self._running_lease(event.lease_id, unit_ids)
+        if lease is None:
+            key = (receipt.lease_id, receipt.receipt_id)
+            self._effects.append(ForgetReceipts((key,)))
             return
-        self._effects.append(self._receipts.write(receipt_of_result(event)))
-        self._start_attempts(event.at_ms)
+        for unit_id in unit_ids:
+            del lease.units[unit_id]
+        self._effects.append(self._receipts.write(receipt))
+        if not lease.units:
+            self._leave_slot(lease)
+            self._start_attempts(event.at_ms)
 
     def _attempt_broke(self, event: ev.AttemptBroke) -> None:
-        is_wanted = self._end_attempt(event.lease_id, event.unit_id)
-        if is_wanted or event.energy_mwh:
+        lease = self._running_lease(event.lease_id, (event.unit_id,))
+        if lease is not None:
+            del lease.units[event.unit_id]
+            self._leave_slot(lease)
+        if lease is not None or event.energy_mwh:
             self._effects.append(self._receipts.write(receipt_of_failure(event)))
         self._start_attempts(event.at_ms)
 
-    def _end_attempt(self, lease_id: LeaseId, unit_id: WorkUnitId) -> bool:
-        """Take an attempt off its slot; whether the lease still wanted it."""
+    def _running_lease(self, lease_id: LeaseId, unit_ids: Sequence[WorkUnitId]) -> _Lease | None:
+        """The lease if it is on a slot and these units of it are still open."""
         lease = self._leases.get(lease_id)
-        if lease is None or lease.running != unit_id:
-            return False
-        lease.running = None
+        if lease is None or not lease.is_running:
+            return None
+        return lease if all(map(lease.units.__contains__, unit_ids)) else None
+
+    def _leave_slot(self, lease: _Lease) -> None:
+        """No attempt of a lease runs any more; without open units it is done."""
+        lease.is_running = False
         self._running -= 1
-        if lease.waiting:
+        if lease.units:
             insort(self._ready, lease, key=_number)
         else:
-            del self._leases[lease_id]
-            self._effects.append(ForgetLease(lease_id))
-        return True
+            del self._leases[lease.lease_id]
+            self._effects.append(ForgetLease(lease.lease_id))
 
 
 def _number(lease: _Lease) -> int:
@@ -437,8 +450,8 @@ _HANDLERS: dict[type, Callable[[Guard, Any], None]] = {
     ev.LeaseRevoked: Guard._lease_revoked,
     ev.ModelReady: Guard._model_ready,
     ev.ModelUnavailable: Guard._model_unavailable,
-    ev.AttemptFinished: Guard._attempt_finished,
+    ev.AttemptsFinished: Guard._attempts_finished,
     ev.AttemptBroke: Guard._attempt_broke,
     ev.RuntimeExited: Guard._runtime_exited,
-    ev.ReceiptAcknowledged: Guard._receipt_acknowledged,
+    ev.ReceiptsAcknowledged: Guard._receipts_acknowledged,
 }

@@ -6,8 +6,9 @@ from typing import ClassVar
 import msgspec
 
 from terafleet.core.effects import When
-from terafleet.core.ids import LeaseId, ModelId, WorkUnitId
+from terafleet.core.ids import LeaseId, ModelId, ReceiptId, WorkUnitId
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
+from terafleet.core.work import AttemptResult
 
 
 class GuardState(StrEnum):
@@ -34,20 +35,23 @@ class PrepareModel(GuardEffect, frozen=True):
     model_id: ModelId
 
 
-class StartAttempt(GuardEffect, frozen=True):
-    """Give a unit's input to the runtime; ends in `AttemptFinished` or `AttemptBroke`."""
+class StartAttempts(GuardEffect, frozen=True):
+    """Give the inputs of a lease's units to the runtime, one after the other.
+
+    Each ends in `AttemptsFinished`, perhaps with others of the lease, or in `AttemptBroke`, after
+    which no other one begins.
+    """
 
     lease_id: LeaseId
-    unit_id: WorkUnitId
+    unit_ids: tuple[WorkUnitId, ...]
     model_id: ModelId
     endpoint: str
 
 
-class StopAttempt(GuardEffect, frozen=True):
-    """Give up an attempt; nothing of it is wanted any more."""
+class StopAttempts(GuardEffect, frozen=True):
+    """Give up the attempts of a lease; nothing of them is wanted any more."""
 
     lease_id: LeaseId
-    unit_id: WorkUnitId
 
 
 class ForgetLease(GuardEffect, frozen=True):
@@ -72,45 +76,42 @@ class ReportPermit(GuardEffect, frozen=True):
 
 
 class SendReceipt(GuardEffect, frozen=True):
-    """Hand in what became of an attempt, or of a lease (`unit_id` -1).
+    """Hand in what became of attempts of a lease, or of the lease itself.
 
-    The guard keeps it until it is acknowledged. A result's output lies stored under
-    `ids.output_name`.
+    Exactly one of `failure`, `ending` and `results` holds. The guard keeps it until it is
+    acknowledged. Results without a parcel have one large output, stored under `ids.output_name`.
     """
 
     when: ClassVar[When] = "commit"
 
     lease_id: LeaseId
-    unit_id: WorkUnitId
+    receipt_id: ReceiptId
     failure: Failure | None
     ending: LeaseEnding | None
     detail: str
-    answers: int
-    answers_failed: int
-    prompt_tokens: int
-    completion_tokens: int
     energy_mwh: int
-    runtime_ms: int
+    results: tuple[AttemptResult, ...]
     digest: bytes
+    parcel: bytes
 
 
-class ForgetReceipt(GuardEffect, frozen=True):
-    """A receipt is acknowledged: its stored output may go."""
+class ForgetReceipts(GuardEffect, frozen=True):
+    """Receipts are acknowledged, or not wanted: their stored outputs may go.
 
-    when: ClassVar[When] = "commit"
+    If the record should lose it, they are handed in and acknowledged once more.
+    """
 
-    lease_id: LeaseId
-    unit_id: WorkUnitId
+    receipts: tuple[tuple[LeaseId, ReceiptId], ...]
 
 
 AnyGuardEffect = (
     PrepareModel
-    | StartAttempt
-    | StopAttempt
+    | StartAttempts
+    | StopAttempts
     | ForgetLease
     | SuspendRuntime
     | KillRuntime
     | ReportPermit
     | SendReceipt
-    | ForgetReceipt
+    | ForgetReceipts
 )

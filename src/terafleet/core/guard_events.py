@@ -5,12 +5,13 @@
 
 import msgspec
 
-from terafleet.core.ids import Epoch, LeaseId, ModelId, WorkUnitId
+from terafleet.core.ids import Epoch, LeaseId, ModelId, ReceiptId, WorkUnitId
 from terafleet.core.policy import OwnerPolicy
 from terafleet.core.readings import Readings
 from terafleet.core.reasons import Failure, LeaseEnding
+from terafleet.core.work import AttemptResult
 
-SCHEMA = 1
+SCHEMA = 2
 """The number of this vocabulary; a journal of another number is not replayed."""
 
 
@@ -77,13 +78,14 @@ class LeasedUnit(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class LeaseGranted(GuardEvent, frozen=True):
-    """The control plane has granted a slot's lease."""
+    """The control plane has granted a slot's lease, in place of the one `replaces` (0 for none)."""
 
     epoch: Epoch
     lease_id: LeaseId
     model_id: ModelId
     endpoint: str
     units: tuple[LeasedUnit, ...]
+    replaces: LeaseId = LeaseId(0)
 
 
 class LeaseRevoked(GuardEvent, frozen=True):
@@ -107,22 +109,21 @@ class ModelUnavailable(GuardEvent, frozen=True):
     detail: str
 
 
-class AttemptFinished(GuardEvent, frozen=True):
-    """The runtime has given an output; it is stored under `ids.output_name`."""
+class AttemptsFinished(GuardEvent, frozen=True):
+    """The runtime has given outputs for attempts of a lease, at least one.
+
+    `parcel` holds them; a single large one lies stored instead, under the name of its receipt
+    (`ids.output_name`). `digest` is the SHA-256 of either.
+    """
 
     lease_id: LeaseId
-    unit_id: WorkUnitId
-    answers: int
-    answers_failed: int
-    prompt_tokens: int
-    completion_tokens: int
-    energy_mwh: int
-    runtime_ms: int
+    results: tuple[AttemptResult, ...]
     digest: bytes
+    parcel: bytes
 
 
 class AttemptBroke(GuardEvent, frozen=True):
-    """The runtime has given no output for an attempt."""
+    """The runtime has given no output for an attempt; no other of its lease runs any more."""
 
     lease_id: LeaseId
     unit_id: WorkUnitId
@@ -137,11 +138,10 @@ class RuntimeExited(GuardEvent, frozen=True):
     detail: str
 
 
-class ReceiptAcknowledged(GuardEvent, frozen=True):
-    """The control plane keeps a receipt; `unit_id` -1 is the lease's own."""
+class ReceiptsAcknowledged(GuardEvent, frozen=True):
+    """The control plane keeps these receipts."""
 
-    lease_id: LeaseId
-    unit_id: WorkUnitId
+    receipts: tuple[tuple[LeaseId, ReceiptId], ...]
 
 
 AnyGuardEvent = (
@@ -157,8 +157,8 @@ AnyGuardEvent = (
     | LeaseRevoked
     | ModelReady
     | ModelUnavailable
-    | AttemptFinished
+    | AttemptsFinished
     | AttemptBroke
     | RuntimeExited
-    | ReceiptAcknowledged
+    | ReceiptsAcknowledged
 )

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from terafleet.core.capability import CapabilityClass, ModelNeeds, is_feasible
-from terafleet.core.ids import ModelId, VehicleId
+from terafleet.core.ids import LeaseId, ModelId, VehicleId
+from terafleet.core.predictions import Durations
 from terafleet.core.records import UnitRecord
 from terafleet.core.work import UnitState
 
@@ -27,7 +28,16 @@ TOKENS_PER_S_UNKNOWN = 1_000
 class VehicleGroup:
     """Cars of one capability class, and which of them are ready, by leases in use."""
 
-    __slots__ = ("kind", "known", "online", "permitting", "ready", "ready_count", "slots_online")
+    __slots__ = (
+        "batch_leases",
+        "kind",
+        "known",
+        "online",
+        "permitting",
+        "ready",
+        "ready_count",
+        "slots_online",
+    )
 
     def __init__(self, kind: CapabilityClass) -> None:
         self.kind = kind
@@ -37,12 +47,15 @@ class VehicleGroup:
         self.slots_online = 0
         self.ready_count = 0
         self.ready: list[dict[VehicleId, None]] = [{} for _ in range(LEVELS)]
+        self.batch_leases: dict[LeaseId, None] = {}
+        """What a session may take the place of, the oldest first."""
 
 
 class Shape:
     """Waiting units of one model: requeued ones first, then in the order they came."""
 
     __slots__ = (
+        "durations",
         "groups",
         "groups_version",
         "needs",
@@ -64,6 +77,7 @@ class Shape:
         self.waiting_units = 0
         self.waiting_cost = 0
         self.tokens_per_s = TOKENS_PER_S_UNKNOWN
+        self.durations = Durations()
         self.groups: list[VehicleGroup] = []
         self.ranks: dict[CapabilityClass, int] = {}
         self.groups_version = -1
@@ -128,16 +142,23 @@ class Shape:
         )
 
 
-Rank = tuple[bool, int, int, tuple[str, ...], tuple[ModelId, ...]]
+Rank = tuple[bool, bool, int, int, tuple[str, ...], tuple[ModelId, ...], tuple[ModelId, ...]]
 
 
 def rank(kind: CapabilityClass, model_id: ModelId) -> Rank:
-    """The order in which groups are asked: model on disk first, then the least that suffices.
+    """The order in which groups are asked: model in memory, on disk, then the least that suffices.
 
     Cars with more memory or more runtimes are kept for the work that needs them.
     """
-    is_missing = model_id not in kind.models
-    return (is_missing, kind.memory_mb, len(kind.runtimes), kind.runtimes, kind.models)
+    return (
+        model_id not in kind.loaded,
+        model_id not in kind.models,
+        kind.memory_mb,
+        len(kind.runtimes),
+        kind.runtimes,
+        kind.models,
+        kind.loaded,
+    )
 
 
 class MatchmakingIndex:

@@ -39,6 +39,8 @@ class LeaseEnding(StrEnum):
     BATCH_CANCELLED = "batch_cancelled"
     BATCH_EXPIRED = "batch_expired"
     VEHICLE_REMOVED = "vehicle_removed"
+    PREEMPTED = "preempted"
+    ATTEMPT_FAILED = "attempt_failed"
 
 
 class Failure(StrEnum):
@@ -78,6 +80,8 @@ class Refused(StrEnum):
     STORAGE_FULL = "storage_full"
     VEHICLE_UNKNOWN = "vehicle_unknown"
     OVERLOADED = "overloaded"
+    NO_SLOT_FREE = "no_slot_free"
+    NO_VEHICLE_PERMITS = "no_vehicle_permits"
 
 
 class Waiting(StrEnum):

@@ -11,11 +11,15 @@ import msgspec
 
 from terafleet.core.capability import Capability
 from terafleet.core.ids import (
+    WHOLE_LEASE,
     BatchId,
     CustomerId,
     Epoch,
+    GatewayId,
     LeaseId,
     ModelId,
+    ReceiptId,
+    SessionId,
     VehicleId,
     WorkUnitId,
 )
@@ -84,7 +88,10 @@ class VehicleRecord(msgspec.Struct, array_like=True):
 
 
 class UnitRecord(msgspec.Struct, array_like=True, gc=False):
-    """A work unit. `lease_id` is the lease that runs it, or under which it succeeded, or 0."""
+    """A work unit. `lease_id` is the lease that runs it, or under which it succeeded, or 0.
+
+    `receipt_id` is the receipt that brought its output, `vehicle_id` the car that sent it.
+    """
 
     unit_id: WorkUnitId
     batch_id: BatchId
@@ -96,21 +103,46 @@ class UnitRecord(msgspec.Struct, array_like=True, gc=False):
     digest: bytes
     state: UnitState = UnitState.WAITING
     lease_id: LeaseId = LeaseId(0)
+    receipt_id: ReceiptId = WHOLE_LEASE
+    vehicle_id: VehicleId = VehicleId("")
     failures: int = 0
     failed_on: tuple[VehicleId, ...] = ()
 
+    def has_output(self, lease_id: LeaseId, receipt_id: ReceiptId) -> bool:
+        """Whether its canonical result came with that receipt."""
+        is_from_there = self.lease_id == lease_id and self.receipt_id == receipt_id
+        return is_from_there and self.state is UnitState.SUCCEEDED
+
+
+class SessionLease(msgspec.Struct, frozen=True, array_like=True):
+    """The live session that a lease is for; `tokens` is its predicted work."""
+
+    session_id: SessionId
+    gateway_id: GatewayId
+    ask: int
+    customer_id: CustomerId
+    model_id: ModelId
+    endpoint: str
+    tokens: int
+    excluded: tuple[VehicleId, ...]
+    asked_ms: int
+
 
 class LeaseRecord(msgspec.Struct, array_like=True):
-    """An active lease: the units not yet handed in, in their order; ended leases are forgotten."""
+    """An active lease: the units not yet handed in, in their order; ended leases are forgotten.
+
+    A session's lease has `ids.SESSION_UNIT` in place of units, and no batch.
+    """
 
     lease_id: LeaseId
     vehicle_id: VehicleId
     batch_id: BatchId
     model_id: ModelId
-    unit_ids: list[WorkUnitId]
+    unit_ids: dict[WorkUnitId, None]
     granted_ms: int
     progress_ms: int
     overdue_ms: int
+    session: SessionLease | None = None
 
 
 class UnitLoss(msgspec.Struct, frozen=True, array_like=True):

@@ -13,7 +13,9 @@ class FleetSettings(msgspec.Struct, frozen=True, array_like=True, gc=False):
     after `overdue_factor` times its predicted work plus `overdue_allowance_ms`.
     A unit fails for good when `blame_vehicles` different cars failed it, or after `failures_max`
     tries. A car that fails `quarantine_failures` times in a row gets nothing for `quarantine_ms`,
-    doubled with each further failure up to `quarantine_ms_max`.
+    doubled with each further failure up to `quarantine_ms_max`. A session waits for a slot for
+    `session_wait_ms` at most; it is given `session_ms_min` at least, and `session_load_ms` more
+    where its model must be loaded first.
     """
 
     lease_ms: int = 20_000
@@ -28,4 +30,7 @@ class FleetSettings(msgspec.Struct, frozen=True, array_like=True, gc=False):
     quarantine_ms: int = 30_000
     quarantine_ms_max: int = 3_600_000
     gateway_retry_ms: int = 60_000
+    session_wait_ms: int = 30_000
+    session_ms_min: int = 20_000
+    session_load_ms: int = 60_000
     plan: Plan = Plan()

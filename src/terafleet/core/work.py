@@ -2,7 +2,12 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Annotated
 
+import msgspec
+from msgspec import Meta
+
+from terafleet.core.ids import WorkUnitId
 from terafleet.core.units import divide_up
 
 
@@ -44,6 +49,22 @@ class AttemptState(StrEnum):
     INVALID = "invalid"
     INCONCLUSIVE = "inconclusive"
     LOST = "lost"
+
+
+Figure = Annotated[int, Meta(ge=0, le=10**12)]
+"""In ms, mWh or tokens: no attempt takes so much, and the sum of millions still has 63 bits."""
+
+
+class AttemptResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What an attempt that gave an output came to, as its car says."""
+
+    unit_id: WorkUnitId
+    answers: Figure
+    answers_failed: Figure
+    prompt_tokens: Figure
+    completion_tokens: Figure
+    energy_mwh: Figure
+    runtime_ms: Figure
 
 
 CHARACTERS_PER_TOKEN = 4

@@ -26,9 +26,16 @@ class Codec(Generic[E, F]):
         effect_type: Any,
         schema: int,
         schemas_readable: Collection[int] = (),
+        *,
+        keeps_effects: bool = True,
     ) -> None:
-        """Build the decoders once; raises TypeError if a union's Structs are not tagged."""
+        """Build the decoders once; raises TypeError if a union's Structs are not tagged.
+
+        A replay needs the events alone. Effects are kept for who tells from the journal what
+        happened; where nobody does, `keeps_effects` false leaves them out.
+        """
         self.schema = schema
+        self._keeps_effects = keeps_effects
         self._schemas_readable = frozenset((schema, *schemas_readable))
         self._encoder = msgspec.msgpack.Encoder()
         self._events: msgspec.msgpack.Decoder[list[E]]
@@ -49,7 +56,7 @@ class Codec(Generic[E, F]):
 
     def encode_effects(self, effects: Sequence[F]) -> bytes:
         """The bytes of the effects that one group had."""
-        return self._encoder.encode(effects)
+        return self._encoder.encode(effects if self._keeps_effects else [])
 
     def decode_effects(self, body: bytes) -> list[F]:
         """The effects that one group had. Raises JournalUnreadable."""

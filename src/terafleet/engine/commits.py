@@ -1,6 +1,7 @@
 """Writes decided groups in their order, and lets the effects leave that waited for it."""
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,6 +15,9 @@ from terafleet.engine.settings import EngineSettings
 from terafleet.engine.storage import StorageWatch
 
 F = TypeVar("F")
+
+GROUPS_MAX = 64
+"""How many groups one transaction writes at most, so that it stays short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,8 @@ class Group(Generic[F]):
 class Commits(Generic[F]):
     """The way from the machine to the record.
 
-    Usually a group is written before the next one is handled. A storage that is slow or full
+    Usually a group is written before the next one is handled. Groups that no effect waits for are
+    written together with what comes in the next moment. A storage that is slow or full
     does not hold the machine up for longer than its patience: it goes on deciding, what need not
     wait is done at once, and the groups line up here.
     """
@@ -50,6 +55,9 @@ class Commits(Generic[F]):
         self._figures = figures
         self._waiting: deque[Group[F]] = deque()
         self._work: asyncio.Task[None] | None = None
+        self._awaited = 0
+        """How many of the waiting groups have effects that wait for them."""
+        self._is_wanted = asyncio.Event()
         self._is_stopping = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "commits") if settings.commits_in_thread else None
 
@@ -72,13 +80,21 @@ class Commits(Generic[F]):
         """Write a group after those before it; `wake` is called when nothing is left to write."""
         has_worker = self._work is not None and not (self._work.done() and self.is_idle)
         self._waiting.append(group)
+        if group.effects:
+            self._awaited += 1
+            self._is_wanted.set()
         if not has_worker:
             self._work = asyncio.create_task(self._write_all(), name="commits")
             self._work.add_done_callback(lambda _: wake())
 
     async def settle(self, patience_ms: int | None) -> None:
-        """Wait until all is written, or the patience is over. Raises what stopped the writing."""
+        """Wait until all is written, or the patience is over. Raises what stopped the writing.
+
+        With patience it waits only for what effects wait for.
+        """
         if self._work is None:
+            return
+        if patience_ms is not None and not self._awaited and not self._work.done():
             return
         patience_s = None if patience_ms is None else patience_ms / 1000
         done, _ = await asyncio.wait({self._work}, timeout=patience_s)
@@ -89,6 +105,7 @@ class Commits(Generic[F]):
     def stop(self) -> None:
         """Give a full storage one more try from here on."""
         self._is_stopping.set()
+        self._is_wanted.set()
 
     def close(self) -> None:
         """End the thread; what it writes at this moment is written to the end."""
@@ -99,24 +116,48 @@ class Commits(Generic[F]):
 
     async def _write_all(self) -> None:
         while self._waiting:
-            group = self._waiting[0]
-            await self._commit(group)
-            self._waiting.popleft()
-            self._figures.sequence = group.entry.sequence
-            if group.effects:
-                self._perform(group.effects)
+            await self._until_wanted()
+            groups = self._next_groups()
+            await self._commit(groups)
+            for group in groups:
+                self._waiting.popleft()
+                self._figures.sequence = group.entry.sequence
+                if group.effects:
+                    self._awaited -= 1
+                    self._perform(group.effects)
 
-    async def _commit(self, group: Group[F]) -> None:
-        """Write a group, however long the storage stays full.
+    async def _until_wanted(self) -> None:
+        """Wait a moment for more while no effect waits for what is here."""
+        self._is_wanted.clear()
+        if not self._awaited and not self._is_stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.commit_gather_ms / 1000):
+                    await self._is_wanted.wait()
 
-        A stop gives up after one more failure: the group's effects never left, so it is as
-        if its events had not come.
+    def _next_groups(self) -> list[Group[F]]:
+        """The groups that one transaction writes: those that wait, within bounds."""
+        groups: list[Group[F]] = []
+        size = 0
+        for group in self._waiting:
+            size += len(group.entry.events) + len(group.entry.effects)
+            size += sum(len(blob.body or b"") for blob in group.blobs)
+            is_enough = size > self._settings.group_bytes_max or len(groups) >= GROUPS_MAX
+            if groups and is_enough:
+                break
+            groups.append(group)
+        return groups
+
+    async def _commit(self, groups: Sequence[Group[F]]) -> None:
+        """Write groups, however long the storage stays full.
+
+        A stop gives up after one more failure: the groups' effects never left, so it is as
+        if their events had not come.
         """
         retry_ms = self._settings.retry_ms_min
         while True:
             is_last_try = self._is_stopping.is_set()
             try:
-                commit_ms = await self._write(group)
+                commit_ms = await self._write(groups)
             except StorageFull:
                 self._figures.commits_failed += 1
                 self._storage.commit_failed()
@@ -132,19 +173,22 @@ class Commits(Generic[F]):
         self._figures.commit_ms_last = commit_ms
         self._figures.commit_ms_total += commit_ms
 
-    async def _write(self, group: Group[F]) -> float:
+    async def _write(self, groups: Sequence[Group[F]]) -> float:
         """Commit in the thread of commits, or here; the milliseconds that it took."""
         if self._thread is not None:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self._write_here, group)
-        commit_ms = self._write_here(group)
+            return await loop.run_in_executor(self._thread, self._write_here, groups)
+        commit_ms = self._write_here(groups)
         # Effects that are answered at once must not keep the loop from everything else.
         await asyncio.sleep(0)
         return commit_ms
 
-    def _write_here(self, group: Group[F]) -> float:
+    def _write_here(self, groups: Sequence[Group[F]]) -> float:
         started_s = time.perf_counter()
-        self._store.commit(group.entry, group.records, group.blobs)
+        entries = [group.entry for group in groups]
+        records = [record for group in groups for record in group.records]
+        blobs = [blob for group in groups for blob in group.blobs]
+        self._store.commit(entries, records, blobs)
         return (time.perf_counter() - started_s) * 1000
 
     async def _pause(self, pause_ms: int) -> None:

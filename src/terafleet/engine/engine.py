@@ -42,6 +42,10 @@ def _say_nothing(is_full: bool) -> None:
     del is_full
 
 
+def _do_nothing() -> None:
+    """Nobody waits for a commit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shell(Generic[E, F]):
     """What the engine calls in the world around it, always in the event loop's thread.
@@ -49,13 +53,15 @@ class Shell(Generic[E, F]):
     None of them may raise (that is a bug and ends the engine) or block. `perform` takes
     effects in their order, either all "now" or all "commit"; it may start tasks and submit
     events. `time_event` makes the event that tells the machine the time in ms.
-    `on_storage(True)` asks to refuse work that is not yet accepted.
+    `on_storage(True)` asks to refuse work that is not yet accepted. `on_commit_failed` says each
+    time a commit found no room that whoever waits for one will wait on.
     """
 
     perform: Callable[[list[F]], None]
     to_records: Callable[[F], Sequence[Record]]
     time_event: Callable[[int], E]
     on_storage: Callable[[bool], None] = _say_nothing
+    on_commit_failed: Callable[[], None] = _do_nothing
 
 
 class Engine(Generic[E, F]):
@@ -89,7 +95,7 @@ class Engine(Generic[E, F]):
         self._ended = asyncio.Event()
         self._is_running = False
         self._time_next_ms = 0
-        self._storage = StorageWatch(store, settings, shell.on_storage)
+        self._storage = StorageWatch(store, settings, shell.on_storage, shell.on_commit_failed)
         self._snapshots = Snapshots(
             recovery.machine.snapshot, store, codec.schema, settings, recovery.events_replayed
         )
@@ -102,6 +108,11 @@ class Engine(Generic[E, F]):
     def is_storage_full(self) -> bool:
         """Whether the record is full or nearly so; work that is not accepted yet must wait."""
         return self._storage.is_full
+
+    @property
+    def is_commit_failing(self) -> bool:
+        """Whether the newest commit found no room; what comes now is not kept before there is."""
+        return self._storage.is_commit_failing
 
     @property
     def figures(self) -> Figures:

@@ -46,6 +46,13 @@ class Recovered(msgspec.Struct, frozen=True):
     last_at_ms: int
 
 
+def check_sequence(last_sequence: int, entries: Sequence[JournalEntry]) -> None:
+    """Assert that entries go on where the journal ends: it has no gaps."""
+    assert entries, "a commit without entries"
+    for sequence, entry in enumerate(entries, last_sequence + 1):
+        assert entry.sequence == sequence, "the journal has no gaps"
+
+
 class StorageFull(Exception):
     """The record cannot grow; the transaction did not happen and may be tried again."""
 
@@ -61,8 +68,13 @@ class Store(Protocol):
         """The state to begin from."""
         ...
 
-    def commit(self, entry: JournalEntry, records: Sequence[Record], blobs: Sequence[Blob]) -> None:
-        """Write all of it durably or none of it. Raises StorageFull."""
+    def commit(
+        self, entries: Sequence[JournalEntry], records: Sequence[Record], blobs: Sequence[Blob]
+    ) -> None:
+        """Write all of it durably or none of it. Raises StorageFull.
+
+        Entries are in their order, at least one; of records and blobs of one name the last holds.
+        """
         ...
 
     def save_snapshot(self, sequence: int, schema: int, body: bytes) -> None:

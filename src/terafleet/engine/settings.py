@@ -11,8 +11,9 @@ DAY_MS = 86_400_000
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of one engine; the defaults are those of a shard.
 
-    A group is what one transaction holds. The machine waits `commit_patience_ms` for a commit,
-    then it goes on deciding, until `groups_waiting_max` groups wait to be written.
+    A group is what the machine handles at once. What no effect waits for is written within
+    `commit_gather_ms`. Else the machine waits `commit_patience_ms` for a commit, then it goes on
+    deciding, until `groups_waiting_max` groups wait to be written.
     `bytes_free_min` and `bytes_free_enough` are the two levels of free storage between which the
     answer does not change.
     """
@@ -24,6 +25,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     wake_interval_min_ms: int = 10
     check_interval_ms: int = 1000
     commit_patience_ms: int = 20
+    commit_gather_ms: int = 10
     groups_waiting_max: int = 1_000
     retry_ms_min: int = 200
     retry_ms_max: int = 5000

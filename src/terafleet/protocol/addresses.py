@@ -25,6 +25,19 @@ def sign_address(secret: bytes, method: Method, path: str, expires_s: int) -> st
     return f"{expiring}&signature={_signature(secret, method, expiring)}"
 
 
+def address_below(address: str, name: str) -> str:
+    """The address of one thing in a signed folder: a path that ends in a slash."""
+    path, _, query = address.partition("?")
+    return f"{path}{name}?{query}"
+
+
+def folder_fault(secret: bytes, method: Method, address: str, now_s: int) -> str | None:
+    """What is wrong with an address in a signed folder, as `address_fault` says, or None."""
+    path, _, query = address.partition("?")
+    folder = path[: path.rfind("/") + 1]
+    return address_fault(secret, method, f"{folder}?{query}", now_s)
+
+
 def address_fault(secret: bytes, method: Method, address: str, now_s: int) -> str | None:
     """What is wrong with a signed address (`signature_wrong`, `address_expired`), or None."""
     expiring, separator, signature = address.rpartition("&signature=")

@@ -9,10 +9,11 @@ import msgspec
 
 from terafleet.core.capability import Capability
 from terafleet.core.events import HeldLease
-from terafleet.core.ids import Epoch, LeaseId, ModelId, VehicleId, WorkUnitId
+from terafleet.core.ids import Epoch, LeaseId, ModelId, ReceiptId, VehicleId, WorkUnitId
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
+from terafleet.core.work import AttemptResult, Figure
 
-PROTOCOL = 1
+PROTOCOL = 2
 """The version an agent says in its hello; another one is told to update."""
 
 INLINE_BYTES_MAX = 65_536
@@ -79,24 +80,21 @@ class CapabilityReport(UpMessage, frozen=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, array_like=True):
-    """What became of an attempt (`unit_id`) or of a lease as a whole (`unit_id` -1).
+    """What became of attempts of a lease, or of the lease itself (`ids.WHOLE_LEASE`).
 
-    Exactly one of `failure`, `ending` and neither (a result) holds. `payload` is the output
-    when it is small; else it was put to the address of the grant before the receipt leaves.
-    The car keeps a receipt until it is acknowledged.
+    Exactly one of `failure`, `ending` and `results` holds; `receipt_id` is the number of the
+    first unit. `payload` holds the outputs of the results (`parcel`), `digest` its SHA-256. A
+    single output that is too large for it was put to the address of the grant before, and
+    `digest` is its own. The car keeps a receipt until it is acknowledged.
     """
 
     lease_id: LeaseId
-    unit_id: WorkUnitId
+    receipt_id: ReceiptId
     failure: Failure | None = None
     ending: LeaseEnding | None = None
     detail: str = ""
-    answers: int = 0
-    answers_failed: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    energy_mwh: int = 0
-    runtime_ms: int = 0
+    energy_mwh: Figure = 0
+    results: tuple[AttemptResult, ...] = ()
     digest: bytes = b""
     payload: bytes = b""
 
@@ -146,8 +144,7 @@ class HeartbeatAnswer(DownMessage, frozen=True):
 class OfferedUnit(msgspec.Struct, frozen=True, array_like=True):
     """One unit of a grant; an empty `input_address` means that `payload` is the whole input.
 
-    `digest` is the SHA-256 of the input. `output_address` takes an output that is too large
-    to ride in a receipt.
+    `digest` is the SHA-256 of the input.
     """
 
     unit_id: WorkUnitId
@@ -155,15 +152,19 @@ class OfferedUnit(msgspec.Struct, frozen=True, array_like=True):
     digest: bytes
     payload: bytes
     input_address: str
-    output_address: str
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True):
-    """A lease of one slot with its units, to be attempted in their order."""
+    """A lease of one slot with its units, to be attempted in their order.
+
+    Outputs that are too large to ride in a receipt go below `outputs_address`, each under its
+    `ids.large_output_name` (`addresses.address_below`).
+    """
 
     lease_id: LeaseId
     model_id: ModelId
     manifest_address: str
+    outputs_address: str
     endpoint: str
     units: tuple[OfferedUnit, ...]
 
@@ -183,10 +184,27 @@ class Revoke(DownMessage, frozen=True):
     ending: LeaseEnding
 
 
+class StartSession(DownMessage, frozen=True):
+    """A gateway sends the request of a session's lease, and the tokens that were told before."""
+
+    epoch: Epoch
+    lease_id: LeaseId
+    session_id: str
+    gateway_id: str
+    body: bytes
+    delivered: tuple[int, ...]
+
+
+class StopSession(DownMessage, frozen=True):
+    """A gateway wants nothing more of a session's lease."""
+
+    lease_id: LeaseId
+
+
 class Acknowledge(DownMessage, frozen=True):
     """Receipts that are kept: the car may forget them."""
 
-    receipts: tuple[tuple[LeaseId, WorkUnitId], ...]
+    receipts: tuple[tuple[LeaseId, ReceiptId], ...]
 
 
 class Fenced(DownMessage, frozen=True):
@@ -200,7 +218,17 @@ class HelloWanted(DownMessage, frozen=True):
     """The agent shall say hello anew, as after a connection; its leases stand meanwhile."""
 
 
-ToVehicle = HelloWanted | Welcome | HeartbeatAnswer | Grants | Revoke | Acknowledge | Fenced
+ToVehicle = (
+    HelloWanted
+    | Welcome
+    | HeartbeatAnswer
+    | Grants
+    | Revoke
+    | StartSession
+    | StopSession
+    | Acknowledge
+    | Fenced
+)
 
 
 FROM_VEHICLE_DECODER = msgspec.msgpack.Decoder(FromVehicle)

@@ -4,12 +4,23 @@ import msgspec
 
 from terafleet.core.capability import ModelNeeds
 from terafleet.core.events import UnitSpec
-from terafleet.core.ids import BatchId, CustomerId, LeaseId, ModelId, VehicleId, WorkUnitId
+from terafleet.core.ids import (
+    BatchId,
+    CustomerId,
+    LeaseId,
+    ModelId,
+    ReceiptId,
+    VehicleId,
+    WorkUnitId,
+)
 from terafleet.core.reasons import Refused, Waiting
 from terafleet.core.work import BatchState
 
 SHARD_SUBJECT = "shard.0"
 """Where a shard listens for questions; one shard in this version."""
+
+SESSIONS_SUBJECT = "shard.0.sessions"
+"""Where a shard hears what gateways want for live sessions."""
 
 GATEWAY_WORK_SUBJECT = "gateway.work"
 """Where gateways, as one group, take the work that a shard gives them."""
@@ -80,9 +91,9 @@ class ListBatches(Question, frozen=True):
 
 
 class GetOutputs(Question, frozen=True):
-    """Small outputs by name. Answer: `Outputs`, those that fit into a message, in order."""
+    """Outputs by the receipt that brought them. Answer: `Outputs`, as many as fit, in order."""
 
-    attempts: tuple[tuple[LeaseId, WorkUnitId], ...]
+    outputs: tuple[tuple[LeaseId, ReceiptId, WorkUnitId], ...]
 
 
 class EnrolVehicle(Question, frozen=True):
@@ -199,7 +210,7 @@ class BatchList(Reply, frozen=True):
 
 
 class Outputs(Reply, frozen=True):
-    """Bytes for the first attempts of the question; None is not in the record (it is an object)."""
+    """Bytes for the first outputs of the question; None is not in the record (it is an object)."""
 
     bodies: tuple[bytes | None, ...]
 
@@ -285,11 +296,13 @@ class Cut(GatewayWork, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """How a unit ended: the lease under which its output lies, or why there is none."""
+    """How a unit ended: the receipt that brought its output, or why there is none."""
 
     unit_id: WorkUnitId
     requests: int
     lease_id: LeaseId
+    receipt_id: ReceiptId
+    vehicle_id: VehicleId
     ending: str | None
     detail: str
 
@@ -307,10 +320,10 @@ class Assemble(GatewayWork, frozen=True):
 
 
 class Forget(GatewayWork, frozen=True):
-    """Remove the objects of a batch's units: inputs, and outputs that were put as objects."""
+    """Remove the objects of a batch's units: inputs, plan, and outputs that were put as objects."""
 
     batch_id: BatchId
-    outputs: tuple[tuple[LeaseId, WorkUnitId], ...]
+    input_file_id: str
 
 
 AnyGatewayWork = Cut | Assemble | Forget

@@ -55,6 +55,10 @@ class Overloaded(TerafleetError):
     """The control plane can't do it at present; it may pass by itself."""
 
 
+class StorageFull(TerafleetError):
+    """The disk of the control plane is full; this passes once somebody makes room there."""
+
+
 class ControlPlaneBroken(TerafleetError):
     """Something broke in the control plane; its log says more."""
 
@@ -67,7 +71,7 @@ class StillWaiting(TerafleetError):
     """A batch had not ended when the time to wait was over (`still_waiting`); it goes on."""
 
 
-PASSING = (Unreachable, Overloaded, ControlPlaneBroken)
+PASSING = (Unreachable, Overloaded, StorageFull, ControlPlaneBroken)
 """What may be otherwise at another time, with nothing changed here."""
 
 _LEAF_OF_STATUS: dict[int, type[TerafleetError]] = {
@@ -77,7 +81,7 @@ _LEAF_OF_STATUS: dict[int, type[TerafleetError]] = {
     409: Conflict,
     422: NotAdmitted,
     503: Overloaded,
-    507: Overloaded,
+    507: StorageFull,
 }
 _BROKEN_MIN = 500
 

@@ -11,6 +11,7 @@ from terafleet.core.capability import Capability, ModelNeeds
 from terafleet.core.fleet import Fleet
 from terafleet.core.ids import BatchId, CustomerId, ModelId, RequestId, VehicleId
 from terafleet.core.settings import FleetSettings
+from terafleet.core.work import AttemptResult
 
 MODELS = 20
 MEMORY_MB = (4_000, 8_000, 16_000)
@@ -92,11 +93,9 @@ def _collect(grants: "deque[fx.GrantLease]", effects: list[fx.FleetEffect]) -> N
     grants.extend(effect for effect in effects if type(effect) is fx.GrantLease)
 
 
-def _returned(grant: fx.GrantLease) -> ev.AttemptReturned:
-    unit_id = grant.units[0].unit_id
-    return ev.AttemptReturned(
-        NOW_MS, grant.vehicle_id, grant.epoch, grant.lease_id, unit_id, 1, 0, 10, 0, 1, 1_000
-    )
+def _returned(grant: fx.GrantLease) -> ev.AttemptsReturned:
+    result = AttemptResult(grant.units[0].unit_id, 1, 0, 10, 0, 1, 1_000)
+    return ev.AttemptsReturned(NOW_MS, grant.vehicle_id, grant.epoch, grant.lease_id, (result,))
 
 
 def _steady(fleet: Fleet, grants: "deque[fx.GrantLease]") -> float:

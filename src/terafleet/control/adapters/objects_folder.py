@@ -21,7 +21,7 @@ from terafleet.control.adapters.object_files import (
     open_object,
     trailer,
 )
-from terafleet.control.object_names import check_object_name
+from terafleet.control.object_names import FOLDER_PARTS, check_folder_name, check_object_name
 from terafleet.control.ports import ObjectInfo, ObjectMissing, ObjectsFull
 
 __all__ = ["FolderObjects", "ObjectDamaged"]
@@ -42,7 +42,8 @@ Write = Callable[[int, bytes], int]
 class FolderObjects:
     """Keeps the promises of `Objects` in a folder.
 
-    An object lies in one of 256 folders, by the hash of its name; slashes of names become `=`.
+    An object lies in one of 256 folders, by the hash of the first two parts of its name, so that
+    what begins alike lies together; slashes of names become `=`.
     """
 
     def __init__(self, path: Path, bytes_free_min: int = 0, write: Write = os.write) -> None:
@@ -120,6 +121,14 @@ class FolderObjects:
             self._open.forget(name)
         return is_gone
 
+    async def delete_folder(self, prefix: str) -> int:
+        """Remove all whose names begin so; how many there were."""
+        check_folder_name(prefix)
+        names = await asyncio.to_thread(self._names, prefix)
+        for name in names:
+            await self.delete(name)
+        return len(names)
+
     def bytes_free(self) -> int | None:
         """Room left above the floor."""
         numbers = os.statvfs(self._path)
@@ -132,8 +141,17 @@ class FolderObjects:
 
     def _file(self, name: str) -> Path:
         check_object_name(name)
-        folder = hashlib.sha256(name.encode()).hexdigest()[:2]
-        return self._path / folder / name.replace("/", SLASH)
+        return self._folder(name) / name.replace("/", SLASH)
+
+    def _folder(self, name: str) -> Path:
+        begin = "/".join(name.split("/")[:FOLDER_PARTS])
+        return self._path / hashlib.sha256(begin.encode()).hexdigest()[:2]
+
+    def _names(self, prefix: str) -> list[str]:
+        """The names that begin so."""
+        begin = prefix.replace("/", SLASH)
+        files = os.listdir(self._folder(prefix))
+        return [file.replace(SLASH, "/") for file in files if file.startswith(begin)]
 
     def _write_all(self, descriptor: int, body: bytes) -> None:
         bytes_free = self.bytes_free()

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import AsyncIterator
 
-from terafleet.control.object_names import check_object_name
+from terafleet.control.object_names import check_folder_name, check_object_name
 from terafleet.control.ports import ObjectInfo, ObjectMissing, ObjectsFull
 
 PIECE_BYTES = 1024 * 1024
@@ -60,6 +60,14 @@ class MemoryObjects:
         check_object_name(name)
         self._digests.pop(name, None)
         return self._objects.pop(name, None) is not None
+
+    async def delete_folder(self, prefix: str) -> int:
+        """Remove all whose names begin so; how many there were."""
+        check_folder_name(prefix)
+        names = [name for name in self._objects if name.startswith(prefix)]
+        for name in names:
+            await self.delete(name)
+        return len(names)
 
     def bytes_free(self) -> int | None:
         """Room left, or None without a limit."""

@@ -17,9 +17,15 @@ from terafleet.control.gateway.context import GatewayContext, ShardRefused
 from terafleet.control.gateway.lines import RefusedLine
 from terafleet.control.gateway.plan import PlannedLines, plan_name, read_lines_of_plan
 from terafleet.control.gateway.splitting import Line, LineSplitter, read_lines
-from terafleet.control.gateway.stored_files import object_name
+from terafleet.control.gateway.stored_files import let_go, object_name
 from terafleet.control.ports import FileRow, ObjectMissing
-from terafleet.core.ids import BatchId, input_name, output_name
+from terafleet.core.ids import (
+    BatchId,
+    batch_outputs_folder,
+    input_name,
+    large_output_name,
+    vehicle_outputs_folder,
+)
 from terafleet.core.reasons import Refused, UnitEnding
 from terafleet.protocol.openai import BATCH_OUTPUT, BatchResponse, BatchResultLine, RequestError
 from terafleet.protocol.shard import (
@@ -81,8 +87,8 @@ async def handle_assemble(context: GatewayContext, work: Assemble) -> None:
 
 async def handle_forget(context: GatewayContext, work: Forget) -> None:
     """Remove what was stored for a batch's units; its files stay. Safe to do twice."""
-    for lease_id, unit_id in work.outputs:
-        await context.objects.delete(output_name(lease_id, unit_id))
+    await let_go(context, work.input_file_id, work.batch_id)
+    await context.objects.delete_folder(batch_outputs_folder(work.batch_id))
     await context.objects.delete(input_name(work.batch_id))
     await context.objects.delete(plan_name(work.batch_id))
 
@@ -124,6 +130,7 @@ class Assembly:
     def __init__(self, context: GatewayContext, work: Assemble, plan: PlannedLines) -> None:
         """Nothing is read yet."""
         self._context = context
+        self._batch_id = work.batch_id
         self._hex = work.batch_id.removeprefix("batch_")
         self._plan = plan
         self._is_written = bytearray(len(plan.custom_ids))
@@ -175,12 +182,16 @@ class Assembly:
 
     async def _inline(self, parts: Sequence[Part]) -> Sequence[bytes | None]:
         """Outputs for the first of these units, at least one; None is for one that is an object."""
-        attempts = tuple((part.outcome.lease_id, part.outcome.unit_id) for part in parts)
-        outputs = await self._context.ask(GetOutputs(attempts), Outputs)
+        asked = tuple(
+            (one.outcome.lease_id, one.outcome.receipt_id, one.outcome.unit_id) for one in parts
+        )
+        outputs = await self._context.ask(GetOutputs(asked), Outputs)
         return outputs.bodies[: len(parts)] or (None,)
 
     async def _stored(self, part: Part) -> AsyncIterator[list[tuple[int, Answer]]]:
-        name = output_name(part.outcome.lease_id, part.outcome.unit_id)
+        outcome = part.outcome
+        folder = vehicle_outputs_folder(self._batch_id, outcome.vehicle_id)
+        name = f"{folder}{large_output_name(outcome.lease_id, outcome.unit_id)}"
         try:
             async for lines in read_lines(self._context.objects, name, ANSWER_BYTES_MAX):
                 yield _placed(part, lines)

@@ -20,6 +20,9 @@ RETRY_AFTER_S = 2
 STORAGE_RETRY_AFTER_S = 60
 """Room comes back when somebody makes it, not within seconds."""
 
+CONFLICT = 409
+"""The HTTP status of what contradicts what is there already."""
+
 BROKEN_MIN = 500
 """From this HTTP status on the fault is ours."""
 
@@ -35,6 +38,8 @@ CODE_OF_REFUSED: dict[Refused, str] = {
     Refused.STORAGE_FULL: "storage_full",
     Refused.VEHICLE_UNKNOWN: "vehicle_not_found",
     Refused.OVERLOADED: "overloaded",
+    Refused.NO_SLOT_FREE: "no_slot_free",
+    Refused.NO_VEHICLE_PERMITS: "no_vehicle_permits",
 }
 
 _RETRY_AFTER = {
@@ -42,6 +47,16 @@ _RETRY_AFTER = {
     "overloaded": RETRY_AFTER_S,
     "storage_full": STORAGE_RETRY_AFTER_S,
 }
+
+_FINAL = {
+    "storage_full",
+    *(code for code, kind in ERRORS.items() if kind.status == CONFLICT),
+}
+"""What OpenAI's clients would ask again by themselves, and must tell their callers at once.
+
+They retry each 409 and 5xx twice and sleep for as long as `Retry-After` says, unless the answer
+has the header `x-should-retry: false` (`_should_retry` in `openai/_base_client.py`).
+"""
 
 _CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "file_too_large"}
 
@@ -73,8 +88,14 @@ class ApiError(Exception):
 
 
 def error_response(error: ApiError) -> Response[ErrorReply]:
-    """The HTTP answer for an error, with `Retry-After` where waiting helps."""
+    """The HTTP answer for an error.
+
+    `Retry-After` says how long to wait where that helps, `x-should-retry: false` that a client
+    should not do so by itself.
+    """
     headers = dict(error.headers)
+    if error.code in _FINAL:
+        headers["x-should-retry"] = "false"
     if error.code in _RETRY_AFTER:
         headers.setdefault("retry-after", str(_RETRY_AFTER[error.code]))
     return Response(

@@ -1,6 +1,7 @@
 """Serves and takes large blobs of cars at signed addresses, in pieces and with HTTP ranges."""
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -15,15 +16,18 @@ from terafleet.control.gateway.errors import ApiError
 from terafleet.control.gateway.ranges import ByteRange, RangeUnsatisfiable, requested_range
 from terafleet.control.object_names import is_object_name
 from terafleet.control.ports import ModelRow, ObjectInfo, ObjectMissing
+from terafleet.core.ids import BatchId, input_name
 from terafleet.core.units import MS_PER_S
-from terafleet.protocol.addresses import Method, address_fault, sign_address
+from terafleet.protocol.addresses import Method, address_fault, folder_fault, sign_address
 from terafleet.protocol.fleet_http import OBJECTS_PATH, object_path
 from terafleet.protocol.manifest import Manifest, object_name
 
 OBJECT_BYTES_MAX = 64 * 1024 * 1024
 """The largest output of a work unit; a unit's 512 embeddings are a tenth of it."""
 
-OUTPUTS = "out/"
+_OUTPUT = re.compile(
+    r"out/(batch_[0-9a-z]{1,64})/veh-[a-z]{1,64}/[0-9]{1,19}-[0-9]{1,19}"
+).fullmatch
 WHOLE_BYTES_MAX = 256 * 1024
 """Up to this size an answer is made in one piece."""
 
@@ -65,23 +69,36 @@ async def get_object(
 async def put_object(
     request: Request[Any, Any, Any], context: NamedDependency[GatewayContext]
 ) -> None:
-    """Store an attempt's output; the address must be signed for it."""
-    check_address(request, context, "PUT")
-    output_name = _name(request)
-    if not output_name.startswith(OUTPUTS) or not is_object_name(output_name):
+    """Store an attempt's output, once; the folder's address must be signed.
+
+    What is there already stays as it is: it may have been verified. A batch that has ended takes
+    nothing more, or it would lie there for ever.
+    """
+    check_address(request, context, "PUT", folder_fault)
+    name = _name(request)
+    found = _OUTPUT(name)
+    if found is None:
         raise ApiError("signature_wrong", "Nothing can be put to this address.")
-    await context.objects.write(output_name, body_chunks(request))
+    if await context.objects.info(input_name(BatchId(found[1]))) is None:
+        raise ApiError("batch_ended", "The batch of this output has ended.")
+    if await context.objects.info(name) is None:
+        await context.objects.write(name, body_chunks(request))
 
 
 OBJECT_ROUTES = (get_object, put_object)
 
 
-def check_address(request: Request[Any, Any, Any], context: GatewayContext, method: Method) -> None:
+def check_address(
+    request: Request[Any, Any, Any],
+    context: GatewayContext,
+    method: Method,
+    fault_of: Callable[[bytes, Method, str, int], str | None] = address_fault,
+) -> None:
     """Raise ApiError unless the address, exactly as it was sent, bears our signature."""
     raw_path = request.scope["raw_path"].decode("latin-1")
     query = request.scope["query_string"].decode("latin-1")
     now_s = context.now_ms() // MS_PER_S
-    code = address_fault(context.address_secret, method, f"{raw_path}?{query}", now_s)
+    code = fault_of(context.address_secret, method, f"{raw_path}?{query}", now_s)
     if code == "address_expired":
         raise ApiError(code, "This address was good for a while and has expired.")
     if code is not None:

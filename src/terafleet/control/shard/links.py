@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 import structlog
@@ -11,7 +11,7 @@ from terafleet.bus.ports import Bus, BusUnavailable, Message
 from terafleet.core import events as ev
 from terafleet.core.capability import Capability
 from terafleet.core.effects import WelcomeVehicle
-from terafleet.core.ids import Epoch, VehicleId, output_name
+from terafleet.core.ids import Epoch, ReceiptId, VehicleId, WorkUnitId, output_name
 from terafleet.core.reasons import Failure
 from terafleet.engine.ports import Blob
 from terafleet.protocol.agent import (
@@ -41,9 +41,6 @@ log = structlog.get_logger(__name__)
 Submit = Callable[[ev.FleetEvent, Sequence[Blob]], bool]
 
 DETAIL_CHARACTERS_MAX = 500
-
-FIGURE_MAX = 10**12
-"""In ms, mWh or tokens: no attempt takes so much, and the sum of millions still has 63 bits."""
 
 SLOTS_MAX = 64
 """No car offers more, whatever it says; an agent's own settings have the same limit."""
@@ -187,8 +184,8 @@ class Links:
                 self.send(vehicle_id, HeartbeatAnswer(link.epoch, message.sent_ms))
             case Receipts():
                 for receipt in message.receipts:
-                    event, blobs = _event_of(now_ms, vehicle_id, link.epoch, receipt)
-                    self._submit(event, blobs)
+                    for event, blobs in _told(now_ms, vehicle_id, link.epoch, receipt):
+                        self._submit(event, blobs)
             case PermitReport():
                 self._place(vehicle_id, link, not message.refusals)
                 self._tell(ev.PermitChanged(now_ms, vehicle_id, link.epoch, message.refusals))
@@ -250,45 +247,26 @@ class Links:
             self._queue(vehicle_id, link)
 
 
-def _event_of(
+def _told(
     now_ms: int, vehicle_id: VehicleId, epoch: Epoch, receipt: Receipt
-) -> tuple[ev.FleetEvent, Sequence[Blob]]:
-    """The fact that a receipt tells, and the output that came with it."""
-    lease_id, unit_id = receipt.lease_id, receipt.unit_id
-    detail, energy_mwh = receipt.detail[:DETAIL_CHARACTERS_MAX], _bounded(receipt.energy_mwh)
+) -> Iterator[tuple[ev.FleetEvent, Sequence[Blob]]]:
+    """The facts that a receipt tells, and the outputs that came with them."""
+    lease_id, results = receipt.lease_id, receipt.results
+    detail, energy_mwh = receipt.detail[:DETAIL_CHARACTERS_MAX], receipt.energy_mwh
+    told = (now_ms, vehicle_id, epoch, lease_id)
     if receipt.ending is not None:
-        ending = receipt.ending
-        return (
-            ev.LeaseReleased(now_ms, vehicle_id, epoch, lease_id, ending, detail, energy_mwh),
-            (),
-        )
-    failure = receipt.failure
-    if failure is None and (fault := _output_fault(receipt)):
-        failure, detail = Failure.OUTPUT_INCOMPLETE, fault
-    if failure is not None:
-        return (
-            ev.AttemptFailed(
-                now_ms, vehicle_id, epoch, lease_id, unit_id, failure, detail, energy_mwh
-            ),
-            (),
-        )
-    blobs = (Blob(output_name(lease_id, unit_id), receipt.payload),) if receipt.payload else ()
-    return (
-        ev.AttemptReturned(
-            now_ms,
-            vehicle_id,
-            epoch,
-            lease_id,
-            unit_id,
-            receipt.answers,
-            receipt.answers_failed,
-            _bounded(receipt.prompt_tokens),
-            _bounded(receipt.completion_tokens),
-            energy_mwh,
-            _bounded(receipt.runtime_ms),
-        ),
-        blobs,
-    )
+        yield ev.LeaseReleased(*told, receipt.ending, detail, energy_mwh), ()
+    elif receipt.failure is not None:
+        unit_id = WorkUnitId(receipt.receipt_id)
+        yield ev.AttemptFailed(*told, unit_id, receipt.failure, detail, energy_mwh), ()
+    elif fault := _output_fault(receipt):
+        for result in results:
+            failed = (result.unit_id, Failure.OUTPUT_INCOMPLETE, fault, result.energy_mwh)
+            yield ev.AttemptFailed(*told, *failed), ()
+    elif results:
+        name = output_name(lease_id, ReceiptId(results[0].unit_id))
+        blobs = (Blob(name, receipt.payload),) if receipt.payload else ()
+        yield ev.AttemptsReturned(*told, results), blobs
 
 
 def _plausible(capability: Capability) -> Capability:
@@ -298,14 +276,13 @@ def _plausible(capability: Capability) -> Capability:
 
 
 def _output_fault(receipt: Receipt) -> str:
-    """What is wrong with an output that came in its receipt, in words, or empty."""
-    if len(receipt.payload) > INLINE_BYTES_MAX:
-        return "the output is too large to ride in a receipt"
-    if receipt.payload and hashlib.sha256(receipt.payload).digest() != receipt.digest:
-        return "the output does not match its digest"
+    """What is wrong with the outputs that came in their receipt, in words, or empty."""
+    payload = receipt.payload
+    if len(payload) > INLINE_BYTES_MAX:
+        return "the outputs are too large to ride in a receipt"
+    if not payload:
+        is_put = len(receipt.results) == 1
+        return "" if is_put else "the outputs are missing"
+    if hashlib.sha256(payload).digest() != receipt.digest:
+        return "the outputs do not match their digest"
     return ""
-
-
-def _bounded(figure: int) -> int:
-    """What a car says of one attempt, within what one attempt can be."""
-    return min(max(0, figure), FIGURE_MAX)

@@ -11,9 +11,18 @@ from terafleet.control.ports import ObjectMissing, Objects
 from terafleet.control.shard.links import Links
 from terafleet.control.shard.service import Answers
 from terafleet.core import effects as fx
-from terafleet.core.ids import Epoch, LeaseId, VehicleId, WorkUnitId, input_name, output_name
+from terafleet.core.ids import (
+    BatchId,
+    Epoch,
+    LeaseId,
+    ReceiptId,
+    VehicleId,
+    input_name,
+    output_name,
+    vehicle_outputs_folder,
+)
 from terafleet.engine.ports import Record
-from terafleet.protocol.addresses import sign_address
+from terafleet.protocol.addresses import Method, sign_address
 from terafleet.protocol.agent import (
     INLINE_BYTES_MAX,
     MESSAGE_BYTES_MAX,
@@ -52,34 +61,43 @@ DETAILS_BYTES_MAX = MESSAGE_BYTES_MAX // 2
 """How much the words to all of a batch's lost units may take in one message."""
 
 
+ADDRESSES_MAX = 100_000
+"""How many addresses are kept: some 25 MB."""
+
+
 class Addresses:
-    """Signs the addresses that cars get; those of manifests are kept while they are fresh."""
+    """Signs the addresses that cars get; those that many leases share are kept while fresh."""
 
     def __init__(self, secret: bytes, now_ms: Callable[[], int], valid_s: int = 3_600) -> None:
         self._secret = secret
         self._now_ms = now_ms
         self._valid_s = valid_s
-        self._manifests: dict[str, tuple[int, str]] = {}
+        self._fresh: dict[str, str] = {}
+        self._fresh_until_s = 0
 
     def manifest(self, model_id: str) -> str:
         """Where a car reads a model's manifest."""
-        now_s = self._now_ms() // 1_000
-        fresh_s, address = self._manifests.get(model_id, (0, ""))
-        if fresh_s < now_s:
-            path = model_path(model_id)
-            address = sign_address(self._secret, "GET", path, now_s + self._valid_s)
-            self._manifests[model_id] = (now_s + self._valid_s // 2, address)
-        return address
+        return self._kept("GET", model_path(model_id))
 
     def input(self, name: str, offset: int, length: int) -> str:
         """Where a car reads a large input."""
         path = object_path(name, offset, length)
         return sign_address(self._secret, "GET", path, self._expires_s())
 
-    def output(self, lease_id: LeaseId, unit_id: WorkUnitId) -> str:
-        """Where a car puts a large output."""
-        path = object_path(output_name(lease_id, unit_id))
-        return sign_address(self._secret, "PUT", path, self._expires_s())
+    def outputs(self, batch_id: BatchId, vehicle_id: VehicleId) -> str:
+        """The folder that a car puts large outputs of a batch to."""
+        return self._kept("PUT", object_path(vehicle_outputs_folder(batch_id, vehicle_id)))
+
+    def _kept(self, method: Method, path: str) -> str:
+        now_s = self._now_ms() // 1_000
+        if now_s > self._fresh_until_s or len(self._fresh) > ADDRESSES_MAX:
+            self._fresh.clear()
+            self._fresh_until_s = now_s + self._valid_s // 2
+        address = self._fresh.get(path)
+        if address is None:
+            address = sign_address(self._secret, method, path, now_s + self._valid_s)
+            self._fresh[path] = address
+        return address
 
     def _expires_s(self) -> int:
         return self._now_ms() // 1_000 + self._valid_s
@@ -118,7 +136,7 @@ class _Outgoing:
         self.epoch = epoch
         self.grants: list[Grant] = []
         self.size = 0
-        self.acknowledged: list[tuple[LeaseId, WorkUnitId]] = []
+        self.acknowledged: list[tuple[LeaseId, ReceiptId]] = []
 
 
 class Performer:
@@ -182,18 +200,15 @@ class Performer:
         units = []
         for unit in effect.units:
             payload, address = self._input(name, unit)
-            outgoing.size += len(payload) + 400
-            output_address = self._addresses.output(effect.lease_id, unit.unit_id)
-            units.append(
-                OfferedUnit(
-                    unit.unit_id, unit.requests, unit.digest, payload, address, output_address
-                )
-            )
+            outgoing.size += len(payload) + len(address) + 64
+            units.append(OfferedUnit(unit.unit_id, unit.requests, unit.digest, payload, address))
+        outgoing.size += 512
         outgoing.grants.append(
             Grant(
                 effect.lease_id,
                 effect.model_id,
                 self._addresses.manifest(effect.model_id),
+                self._addresses.outputs(effect.batch_id, effect.vehicle_id),
                 effect.endpoint,
                 tuple(units),
             )
@@ -218,10 +233,10 @@ class Performer:
 
     def _acknowledge(self, effect: fx.AcknowledgeReceipt) -> None:
         outgoing = self._to(effect.vehicle_id, effect.epoch)
-        outgoing.acknowledged.append((effect.lease_id, effect.unit_id))
+        outgoing.acknowledged.append((effect.lease_id, effect.receipt_id))
 
-    def _drop_output(self, effect: fx.DropOutput) -> None:
-        self._discard([output_name(effect.lease_id, effect.unit_id)])
+    def _drop_outputs(self, effect: fx.DropOutputs) -> None:
+        self._discard([output_name(effect.lease_id, effect.receipt_id)])
 
     def _answer(self, effect: fx.AnswerRequest) -> None:
         self._answers.give(effect.request_id, Answered(effect.refused, effect.detail))
@@ -241,7 +256,15 @@ class Performer:
         # A batch of many units that all failed with long words must still fit into a message.
         room = DETAILS_BYTES_MAX // max(1, len(effect.outcomes))
         outcomes = tuple(
-            Outcome(one.unit_id, one.requests, one.lease_id, one.ending, _cut(one.detail, room))
+            Outcome(
+                one.unit_id,
+                one.requests,
+                one.lease_id,
+                one.receipt_id,
+                one.vehicle_id,
+                one.ending,
+                _cut(one.detail, room),
+            )
             for one in effect.outcomes
         )
         self._ask_gateway(
@@ -250,8 +273,8 @@ class Performer:
 
     def _forget(self, effect: fx.ForgetBatch) -> None:
         self._inputs.forget(input_name(effect.batch_id))
-        self._discard([output_name(lease_id, unit_id) for lease_id, unit_id in effect.outputs])
-        self._ask_gateway(Forget(effect.batch_id, effect.outputs))
+        self._discard([output_name(*receipt) for receipt in effect.outputs])
+        self._ask_gateway(Forget(effect.batch_id, effect.input_file_id))
 
     def _ask_gateway(self, work: AnyGatewayWork) -> None:
         try:
@@ -273,7 +296,7 @@ _METHODS: dict[type, Callable[[Performer, Any], None]] = {
     fx.GrantLease: Performer._grant,
     fx.RevokeLease: Performer._revoke,
     fx.AcknowledgeReceipt: Performer._acknowledge,
-    fx.DropOutput: Performer._drop_output,
+    fx.DropOutputs: Performer._drop_outputs,
     fx.AnswerRequest: Performer._answer,
     fx.CutBatch: Performer._cut,
     fx.AssembleOutput: Performer._assemble,

@@ -20,11 +20,31 @@ from terafleet.engine.figures import Figures
 from terafleet.engine.ports import Record, Store
 from terafleet.protocol import shard as q
 from terafleet.protocol.agent import MESSAGE_BYTES_MAX
+from terafleet.protocol.parcel import unpack
 
 log = structlog.get_logger(__name__)
 
 BATCH_RECORD = "batch"
 OUTPUTS_BYTES_MAX = MESSAGE_BYTES_MAX // 2
+
+
+REFUSED_FULL = q.Answered(Refused.STORAGE_FULL, "the control plane's disk is full")
+WAITS_FULL = q.Answered(
+    Refused.STORAGE_FULL,
+    "the control plane's disk is full; what was asked may be done once there is room",
+)
+
+
+class Health(msgspec.Struct, frozen=True):
+    """How the shard's engine is.
+
+    A full storage takes no new work. While a commit fails, nothing that comes is kept, and an
+    answer that waits for the record does not leave.
+    """
+
+    figures: Figures
+    is_storage_full: bool
+    is_commit_failing: bool
 
 
 class Answers:
@@ -49,6 +69,12 @@ class Answers:
         reply = self._open.pop(request_id, None)
         if reply is not None:
             self.send(reply, answer)
+
+    def refuse_waiting(self) -> None:
+        """Tell all who wait that the record has no room for what they asked; it stays decided."""
+        waiting, self._open = self._open, {}
+        for reply in waiting.values():
+            self.send(reply, WAITS_FULL)
 
     def send(self, reply: str, answer: q.Reply) -> None:
         """Answer at once."""
@@ -88,11 +114,17 @@ class ShardView:
         return q.BatchList(views, len(found) > limit)
 
     def outputs(self, question: q.GetOutputs) -> q.Outputs:
-        """Outputs by name, as many as fit into a message, at least one."""
+        """Outputs by their receipts, as many as fit into a message, at least one."""
         bodies: list[bytes | None] = []
         size = 0
-        for lease_id, unit_id in question.attempts:
-            body = self.store.blob(output_name(lease_id, unit_id))
+        name, parcel = "", None
+        for lease_id, receipt_id, unit_id in question.outputs:
+            # Outputs of one receipt are mostly asked for one after the other.
+            if name != output_name(lease_id, receipt_id):
+                name = output_name(lease_id, receipt_id)
+                blob = self.store.blob(name)
+                parcel = None if blob is None else unpack(blob)
+            body = None if parcel is None else parcel.get(unit_id, b"")
             size += len(body or b"")
             if bodies and size > OUTPUTS_BYTES_MAX:
                 break
@@ -109,15 +141,16 @@ class ShardView:
             )
         )
 
-    def status(self, now_ms: int, figures: Figures, is_storage_full: bool) -> q.ShardStatus:
+    def status(self, now_ms: int, health: Health) -> q.ShardStatus:
         """How the shard is."""
+        figures = health.figures
         state = self.fleet.state
         states = Counter(str(vehicle.state) for vehicle in state.vehicles.values())
         return q.ShardStatus(
             version=__version__,
             at_ms=now_ms,
             started_ms=self.started_ms,
-            is_storage_full=is_storage_full,
+            is_storage_full=health.is_storage_full,
             bytes_free=self.store.bytes_free(),
             vehicles=dict(states),
             units_waiting=sum(shape.waiting_units for shape in state.index.shapes.values()),
@@ -173,7 +206,7 @@ class Service:
         answers: Answers,
         submit: Submit,
         now_ms: Callable[[], int],
-        health: Callable[[], tuple[Figures, bool]],
+        health: Callable[[], Health],
     ) -> None:
         self._view = view
         self._answers = answers
@@ -214,13 +247,13 @@ class Service:
             case q.ListVehicles():
                 return self._view.vehicles()
             case q.GetStatus():
-                return self._view.status(self._now_ms(), *self._health())
+                return self._view.status(self._now_ms(), self._health())
 
     def _change(self, question: q.AnyQuestion, reply: str) -> None:
-        _, is_storage_full = self._health()
-        if is_storage_full and isinstance(question, q.CreateBatch):
-            refused = q.Answered(Refused.STORAGE_FULL, "the control plane's disk is full")
-            self._answers.send(reply, refused)
+        health = self._health()
+        is_new_work = isinstance(question, q.CreateBatch)
+        if health.is_commit_failing or (health.is_storage_full and is_new_work):
+            self._answers.send(reply, REFUSED_FULL)
             return
         request_id = self._answers.expect(reply)
         if not self._submit(event_of(question, self._now_ms(), request_id), ()):

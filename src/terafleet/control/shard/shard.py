@@ -13,16 +13,16 @@ from terafleet.control.ports import Objects
 from terafleet.control.shard.journal import FLEET_CODEC
 from terafleet.control.shard.links import Links, LinkSettings
 from terafleet.control.shard.performer import Addresses, Performer, to_records
-from terafleet.control.shard.service import Answers, Service, ShardView
+from terafleet.control.shard.service import Answers, Health, Service, ShardView
 from terafleet.core import events as ev
 from terafleet.core.effects import FleetEffect
 from terafleet.core.fleet import Fleet
+from terafleet.core.fleet_leases import lease_waiting_for
 from terafleet.core.fleet_state import FleetState
-from terafleet.core.ids import OUTPUTS, attempt_of
+from terafleet.core.ids import OUTPUTS, WorkUnitId, receipt_of
 from terafleet.core.settings import FleetSettings
 from terafleet.engine.clock import SystemClock
 from terafleet.engine.engine import Engine, Shell
-from terafleet.engine.figures import Figures
 from terafleet.engine.ports import Blob, Store
 from terafleet.engine.recovery import recover
 from terafleet.engine.settings import EngineSettings
@@ -75,7 +75,11 @@ class Shard:
             self._links, ports.bus, ports.objects, addresses, self._answers, self._discard
         )
         shell: Shell[ev.FleetEvent, FleetEffect] = Shell(
-            performer.perform, to_records, ev.TimeAdvanced, on_storage
+            performer.perform,
+            to_records,
+            ev.TimeAdvanced,
+            on_storage,
+            self._answers.refuse_waiting,
         )
         self._engine: Engine[ev.FleetEvent, FleetEffect] = Engine(
             recovery, ports.store, FLEET_CODEC, shell, self._clock, settings.engine
@@ -96,8 +100,9 @@ class Shard:
         """The machine, to be read between two events."""
         return self._fleet
 
-    def _health(self) -> tuple[Figures, bool]:
-        return self._engine.figures, self._engine.is_storage_full
+    def _health(self) -> Health:
+        engine = self._engine
+        return Health(engine.figures, engine.is_storage_full, engine.is_commit_failing)
 
     def _submit(self, event: ev.FleetEvent, blobs: Sequence[Blob]) -> bool:
         if blobs and not is_output_awaited(self._fleet.state, event):
@@ -145,17 +150,12 @@ class Shard:
 
 
 def is_output_awaited(state: FleetState, event: ev.FleetEvent) -> bool:
-    """Whether the output that came with an event is one that the fleet waits for from this car.
+    """Whether the outputs that came with an event are such as the fleet waits for from this car.
 
     Leases only end, so what is not awaited when it comes will not be taken either; were it
     written all the same, a car could replace another's output.
     """
-    if not isinstance(event, ev.AttemptReturned):
-        return False
-    lease = state.leases.get(event.lease_id)
-    if lease is None or lease.vehicle_id != event.vehicle_id:
-        return False
-    return event.unit_id in lease.unit_ids
+    return isinstance(event, ev.AttemptsReturned) and lease_waiting_for(state, event) is not None
 
 
 def outputs_without_use(state: FleetState, names: Iterable[str]) -> Iterator[str]:
@@ -164,7 +164,7 @@ def outputs_without_use(state: FleetState, names: Iterable[str]) -> Iterator[str
     A crash between a commit and what it asked for leaves such outputs behind.
     """
     for name in names:
-        lease_id, unit_id = attempt_of(name)
-        unit = state.units.get(unit_id)
-        if unit is None or unit.lease_id != lease_id:
+        lease_id, receipt_id = receipt_of(name)
+        unit = state.units.get(WorkUnitId(receipt_id))
+        if unit is None or not unit.has_output(lease_id, receipt_id):
             yield name

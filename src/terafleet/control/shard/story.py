@@ -1,7 +1,7 @@
 """Tells from the journal, in words, what happened to a batch, unit, lease or vehicle."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -9,6 +9,7 @@ import msgspec
 from terafleet.control.shard.journal import FLEET_CODEC
 from terafleet.core import effects as fx
 from terafleet.core import events as ev
+from terafleet.core.work import AttemptResult
 from terafleet.engine.ports import Store
 from terafleet.protocol.shard import Story, StoryLine
 
@@ -52,6 +53,10 @@ def _named(fact: ev.FleetEvent | fx.FleetEffect) -> set[str]:
             named.add(f"unit-{value}")
         elif field == "units" and isinstance(fact, fx.GrantLease):
             named.update(f"unit-{unit.unit_id}" for unit in fact.units)
+        elif field == "results":
+            named.update(f"unit-{result.unit_id}" for result in value)
+        elif field == "receipt_id":
+            named.add(f"unit-{value}")
     return named
 
 
@@ -62,12 +67,25 @@ def _words(fact: ev.FleetEvent | fx.FleetEffect) -> str:
 
 
 def _granted(fact: fx.GrantLease) -> str:
-    first, last = fact.units[0].unit_id, fact.units[-1].unit_id
-    units = f"unit-{first}" if first == last else f"units {first} to {last}"
     return (
         f"lease-{fact.lease_id} granted to {fact.vehicle_id} (epoch {fact.epoch}): "
-        f"{units} of {fact.batch_id}"
+        f"{_units(fact.units)} of {fact.batch_id}"
     )
+
+
+def _returned(fact: ev.AttemptsReturned) -> str:
+    answers = sum(result.answers for result in fact.results)
+    runtime_ms = sum(result.runtime_ms for result in fact.results)
+    energy_mwh = sum(result.energy_mwh for result in fact.results)
+    return (
+        f"{fact.vehicle_id} handed in {_units(fact.results)} under lease-{fact.lease_id}: "
+        f"{answers} answers in {runtime_ms} ms, {energy_mwh} mWh"
+    )
+
+
+def _units(units: Sequence[fx.GrantedUnit] | Sequence[AttemptResult]) -> str:
+    first, last = units[0].unit_id, units[-1].unit_id
+    return f"unit-{first}" if len(units) == 1 else f"units {first} to {last}"
 
 
 def _connected(fact: ev.VehicleConnected) -> str:
@@ -117,10 +135,7 @@ _TELLERS: dict[type, Callable[[Any], str]] = {
     ev.BatchRejected: lambda fact: f"{fact.batch_id} can't be cut: its file is of no use",
     ev.BatchCancelled: lambda fact: f"{fact.batch_id} cancelled by its customer",
     ev.BatchAssembled: lambda fact: f"{fact.batch_id}: files written",
-    ev.AttemptReturned: lambda fact: (
-        f"{fact.vehicle_id} handed in unit-{fact.unit_id} under lease-{fact.lease_id}: "
-        f"{fact.answers} answers in {fact.runtime_ms} ms, {fact.energy_mwh} mWh"
-    ),
+    ev.AttemptsReturned: _returned,
     ev.AttemptFailed: lambda fact: (
         f"{fact.vehicle_id} failed unit-{fact.unit_id} under lease-{fact.lease_id}: "
         f"{fact.failure}{': ' + fact.detail if fact.detail else ''}"
@@ -135,8 +150,9 @@ _TELLERS: dict[type, Callable[[Any], str]] = {
         f"lease-{fact.lease_id} of {fact.vehicle_id} revoked: {fact.ending}"
     ),
     fx.AcknowledgeReceipt: lambda _: "",
-    fx.DropOutput: lambda fact: (
-        f"output of unit-{fact.unit_id} under lease-{fact.lease_id} dropped: it counts for nothing"
+    fx.DropOutputs: lambda fact: (
+        f"outputs from unit-{fact.receipt_id} on under lease-{fact.lease_id} dropped: "
+        "they count for nothing"
     ),
     fx.CutBatch: lambda fact: f"a gateway is asked to cut {fact.batch_id}",
     fx.AssembleOutput: lambda fact: f"a gateway is asked to write the files of {fact.batch_id}",

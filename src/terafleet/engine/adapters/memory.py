@@ -4,7 +4,14 @@ import heapq
 import threading
 from collections.abc import Iterator, Sequence
 
-from terafleet.engine.ports import Blob, JournalEntry, Record, Recovered, StorageFull
+from terafleet.engine.ports import (
+    Blob,
+    JournalEntry,
+    Record,
+    Recovered,
+    StorageFull,
+    check_sequence,
+)
 
 SNAPSHOTS_KEPT = 2
 PAGE_ENTRIES = 500
@@ -47,18 +54,20 @@ class MemoryStore:
             last_at_ms=at_ms,
         )
 
-    def commit(self, entry: JournalEntry, records: Sequence[Record], blobs: Sequence[Blob]) -> None:
+    def commit(
+        self, entries: Sequence[JournalEntry], records: Sequence[Record], blobs: Sequence[Blob]
+    ) -> None:
         """Write all of it or none of it. Raises StorageFull."""
         with self._lock:
-            assert entry.sequence == self._last_sequence() + 1, "the journal has no gaps"
+            check_sequence(self._last_sequence(), entries)
             newest = {(record.kind, record.id): record for record in records}
             named = {blob.name: blob.body for blob in blobs}
-            size = len(entry.events) + len(entry.effects)
+            size = sum(len(entry.events) + len(entry.effects) for entry in entries)
             size += sum(self._growth(record) for record in newest.values())
             for name, body in named.items():
                 size += len(body or b"") - len(self._blobs.get(name, b""))
             self._take_room(size)
-            self._entries.append(entry)
+            self._entries.extend(entries)
             for name, body in named.items():
                 self._put_blob(name, body)
             for record in newest.values():

@@ -21,7 +21,14 @@ from terafleet.engine.adapters.sqlite_format import (
     open_writer,
     unlock,
 )
-from terafleet.engine.ports import Blob, JournalEntry, Record, Recovered, StorageFull
+from terafleet.engine.ports import (
+    Blob,
+    JournalEntry,
+    Record,
+    Recovered,
+    StorageFull,
+    check_sequence,
+)
 
 __all__ = ["SqliteStore", "StorageDamaged", "StoreInUse"]
 
@@ -120,16 +127,18 @@ class SqliteStore:
             raise StorageDamaged(f"no snapshot, and the journal begins at {first}")
         return Recovered(None, 0, self.entries(), self._last_sequence, at_ms)
 
-    def commit(self, entry: JournalEntry, records: Sequence[Record], blobs: Sequence[Blob]) -> None:
+    def commit(
+        self, entries: Sequence[JournalEntry], records: Sequence[Record], blobs: Sequence[Blob]
+    ) -> None:
         """Write all of it durably or none of it. Raises StorageFull."""
-        assert entry.sequence == self._last_sequence + 1, "the journal has no gaps"
+        check_sequence(self._last_sequence, entries)
         newest = {(record.kind, record.id): record for record in records}.values()
         named = {blob.name: blob for blob in blobs}.values()
         with self._transaction() as connection:
-            connection.execute(
+            connection.executemany(
                 "INSERT INTO journal (sequence, at_ms, schema, events, effects)"
                 " VALUES (?, ?, ?, ?, ?)",
-                (entry.sequence, entry.at_ms, entry.schema, entry.events, entry.effects),
+                ((e.sequence, e.at_ms, e.schema, e.events, e.effects) for e in entries),
             )
             if newest:
                 connection.executemany(
@@ -151,7 +160,7 @@ class SqliteStore:
                 connection.executemany(
                     "DELETE FROM blobs WHERE name = ?", ((b.name,) for b in named if b.body is None)
                 )
-        self._last_sequence = entry.sequence
+        self._last_sequence = entries[-1].sequence
 
     def save_snapshot(self, sequence: int, schema: int, body: bytes) -> None:
         """Keep a snapshot and the one before it. Raises StorageFull.
