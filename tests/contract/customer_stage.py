@@ -28,6 +28,7 @@ from terafleet.protocol.manifest import Manifest, SignedManifest, manifest_bytes
 from terafleet.protocol.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS
 from terafleet.protocol.shard import Answered, CreateBatch
 from tests.contract.fake_shard import FakeShard
+from tests.contract.live_stage import live_sessions
 
 START_MS = 1_800_000_000_000
 WAIT_S = 10.0
@@ -81,6 +82,7 @@ class Stage:
         ids = (f"{number:024x}" for number in itertools.count(1))
         self.context = GatewayContext(
             bus=self.bus,
+            live=live_sessions(self.bus),
             catalogue=self.catalogue,
             objects=self.objects,
             limits=limits,

@@ -22,6 +22,7 @@ from terafleet.control.gateway.keys import KEY_RANDOM_BYTES, key_row, key_secret
 from terafleet.protocol.errors import ERRORS, ErrorReply
 from terafleet.protocol.manifest import SignedManifest
 from tests.contract.fake_answers import FakeAnswers
+from tests.contract.live_stage import live_sessions
 
 START_MS = 1_800_000_000_000
 CREDENTIAL_S = 86_400
@@ -47,6 +48,7 @@ class Stage:
         self.operator_keys = OperatorKeys.generate()
         self.context = GatewayContext(
             bus=self.bus,
+            live=live_sessions(self.bus),
             catalogue=self.catalogue,
             objects=self.objects,
             limits=limits or GatewayLimits(),

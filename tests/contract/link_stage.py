@@ -11,7 +11,7 @@ from terafleet.bus.ports import Bus, Message
 from terafleet.core import guard_events as ev
 from terafleet.core.capability import Capability
 from terafleet.core.events import HeldLease
-from terafleet.core.ids import Epoch
+from terafleet.core.ids import Epoch, LeaseId
 from terafleet.core.reasons import Refusal
 from terafleet.protocol import agent as wire
 from tests.contract.agent_stage import VEHICLE
@@ -98,12 +98,16 @@ class Stage:
         self.refused = 0
         self.buses: list[MemoryBus] = []
         self.connect_errors: list[Exception] = []
+        self.sessions_begun: list[wire.StartSession] = []
+        self.sessions_ended: list[LeaseId] = []
         hooks = LinkHooks(
             guard=self.guard,
             submit=self._submit,
             capability=lambda: self.capability,
             take_grant=self.grants.append,
             refused=self._refuse,
+            start_session=self.sessions_begun.append,
+            stop_session=self.sessions_ended.append,
         )
         time = self.time
         self.link = Link(VEHICLE, self._connect, time.clock, hooks, time.sleep, lambda: 0.0)

@@ -41,6 +41,8 @@ def stories_model(sessions: pytest.TempPathFactory) -> RuntimeModel:
     if not _STORIES.exists():
         pytest.skip(f"{_STORIES.name} is not beside this repository")
     folder = sessions.getbasetemp() / "models" / "stories"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(_STORIES, folder / "model.gguf")
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        # Once only: a runtime that has it in memory reads from the file itself.
+        shutil.copyfile(_STORIES, folder / "model.gguf")
     return RuntimeModel("stories", "llama", folder, {"context_tokens": 512})

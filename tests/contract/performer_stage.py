@@ -15,6 +15,7 @@ from terafleet.agent.deliveries import Deliveries
 from terafleet.agent.gateway import Gateway
 from terafleet.agent.inputs import LeasedInputs
 from terafleet.agent.link import Link, LinkHooks
+from terafleet.agent.live import LiveRuns, LiveSurroundings
 from terafleet.agent.model_cache import ModelCache
 from terafleet.agent.model_disk import ModelDisk
 from terafleet.agent.performer import Performer, Rooms
@@ -26,6 +27,10 @@ from terafleet.agent.ports import (
     RuntimeUnavailable,
     RuntimeWork,
     SandboxReport,
+    SessionEnd,
+    SessionPiece,
+    SessionRefused,
+    SessionWork,
 )
 from terafleet.agent.results import ResultHooks
 from terafleet.agent.runtime_keeper import RuntimeKeeper
@@ -37,6 +42,7 @@ from terafleet.core.ids import LeaseId, ModelId, VehicleId, WorkUnitId, large_ou
 from terafleet.core.reasons import Failure
 from terafleet.engine.adapters.memory import MemoryStore
 from terafleet.engine.ports import Blob, JournalEntry
+from terafleet.protocol import agent as wire
 from terafleet.protocol.addresses import address_below
 from terafleet.protocol.agent import INLINE_BYTES_MAX, Grant, OfferedUnit, Receipt
 from tests.contract.agent_stage import FakeGateway, FakeModel, no_pause, until
@@ -65,6 +71,8 @@ class FakeRuntime:
         self.at_once: dict[str, RuntimeResult | RuntimeFailure] = {}
         """Outcomes of attempts that do not wait for the test."""
         self.running: dict[str, asyncio.Future[RuntimeResult | RuntimeFailure]] = {}
+        self.opened: dict[str, tuple[SessionWork, Callable[[SessionPiece], None]]] = {}
+        self.sessions: dict[str, asyncio.Future[SessionEnd | SessionRefused | RuntimeFailure]] = {}
         self.kill_gate = asyncio.Event()
         self.kill_gate.set()
         self.used_ms = 0
@@ -96,10 +104,20 @@ class FakeRuntime:
         self.running[work.attempt_id] = asyncio.get_running_loop().create_future()
         return await self.running[work.attempt_id]
 
+    async def open(
+        self, work: SessionWork, take: Callable[[SessionPiece], None]
+    ) -> SessionEnd | SessionRefused | RuntimeFailure:
+        """Answers until the test ends it; the test gives the pieces to `take`."""
+        self.asked.append(f"open {work.session_id}")
+        self.opened[work.session_id] = (work, take)
+        self.sessions[work.session_id] = asyncio.get_running_loop().create_future()
+        return await self.sessions[work.session_id]
+
     async def stop(self, attempt_id: str) -> None:
         """The attempt fails as stopped."""
         self.asked.append(f"stop {attempt_id}")
         self.end(attempt_id, RuntimeFailure(attempt_id, Failure.STOPPED))
+        self.end_session(attempt_id, RuntimeFailure(attempt_id, Failure.STOPPED))
 
     def suspend(self) -> None:
         """Noted."""
@@ -126,6 +144,12 @@ class FakeRuntime:
         if waiting is not None and not waiting.done():
             waiting.set_result(outcome)
 
+    def end_session(self, name: str, outcome: SessionEnd | SessionRefused | RuntimeFailure) -> None:
+        """A session ends."""
+        waiting = self.sessions.pop(name, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(outcome)
+
     def answer(self, attempt_id: str, payload: bytes = LINE * 3, cpu_ms: int = 40) -> None:
         """An attempt ends well."""
         self.end(attempt_id, RuntimeResult(attempt_id, payload, 30, 5, cpu_ms))
@@ -139,6 +163,8 @@ class FakeRuntime:
         self.is_up = False
         for attempt_id in list(self.running):
             self.end(attempt_id, RuntimeFailure(attempt_id, reason, "signal 9"))
+        for name in list(self.sessions):
+            self.end_session(name, RuntimeFailure(name, reason, "signal 9"))
 
     def crash(self) -> None:
         """The process is gone by itself."""
@@ -182,10 +208,18 @@ class Stage:
             )
         )
         self.link = self._link()
-        rooms = Rooms(
-            self.cache, self.keeper, self.attempts, self.deliveries, self.inputs, self.link
+        self.said: list[tuple[str, bytes]] = []
+        self.live = LiveRuns(self._live_surroundings())
+        self.rooms = Rooms(
+            self.cache,
+            self.keeper,
+            self.attempts,
+            self.live,
+            self.deliveries,
+            self.inputs,
+            self.link,
         )
-        self.performer = Performer(rooms, self._submit, self.time.clock, spawn)
+        self.performer = Performer(self.rooms, self._submit, self.time.clock, spawn)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Stage"]:
@@ -273,6 +307,26 @@ class Stage:
             await self.time.settle()
             await asyncio.sleep(0.01)
 
+    def pace_sessions(self, token_ms: int) -> None:
+        """Let so much time be between two pieces of a session."""
+        self.live = LiveRuns(self._live_surroundings(token_ms))
+        self.rooms = msgspec.structs.replace(self.rooms, live=self.live)
+        self.performer = Performer(self.rooms, self._submit, self.time.clock, self.deeds.spawn)
+
+    def _live_surroundings(self, token_ms: int = 0) -> LiveSurroundings:
+        return LiveSurroundings(
+            vehicle_id=VehicleId("veh-a"),
+            results=ResultHooks(self._submit, self.deliveries.expect_large, self.time.clock),
+            publish=lambda subject, body: self.said.append((subject, body)),
+            runtime_of=lambda model_id: self.keeper.running(self.performer.kind_of(model_id)),
+            spawn=self.deeds.spawn,
+            energy=self.attempts.energy,
+            shares=self.attempts.shares,
+            figures=self.attempts.figures,
+            token_ms=token_ms,
+            sleep=self.time.sleep,
+        )
+
     def _link(self) -> Link:
         async def nowhere() -> Bus:
             raise BusUnavailable
@@ -284,8 +338,16 @@ class Stage:
             capability=lambda: capability,
             take_grant=self.inputs.keep,
             refused=lambda: None,
+            start_session=self._start_session,
+            stop_session=self._stop_session,
         )
         return Link(VehicleId("veh-a"), nowhere, self.time.clock, hooks)
+
+    def _start_session(self, request: wire.StartSession) -> None:
+        self.live.take_request(request)
+
+    def _stop_session(self, lease_id: LeaseId) -> None:
+        self.live.unwanted(lease_id)
 
     def _submit(self, event: ev.AnyGuardEvent, blobs: Sequence[Blob] = ()) -> bool:
         self._sequence += 1

@@ -149,6 +149,9 @@ def test_no_route_but_the_known_ones_is_open_to_strangers(gateway: Background) -
     assert is_open == {
         "get / 200",
         "get /healthz 200",
+        "get /readyz 200",
+        # From this computer only, but for a setting.
+        "get /metrics 200",
         # A small body is read first, and an address that is not signed opens nothing.
         "post /fleet/v1/enrol 400",
         "post /fleet/v1/renew 400",

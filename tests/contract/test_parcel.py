@@ -29,13 +29,17 @@ def test_a_parcel_takes_no_more_than_its_parts_may(packed: dict[WorkUnitId, byte
     assert len(pack(packed.items())) <= bound
 
 
-def test_the_greatest_entries_keep_within_the_bound() -> None:
-    bodies = [b"x" * size for size in (0, 255, 256, 65_535, 65_536)]
-    packed = [(WorkUnitId(UNIT_ID_MAX - number), body) for number, body in enumerate(bodies)]
-    bound = PARCEL_BYTES_MIN + sum(ENTRY_BYTES_MAX + len(body) for body in bodies)
-    assert len(pack(packed)) <= bound
-    many = [(WorkUnitId(UNIT_ID_MAX), b"")] * 70_000
-    assert len(pack(many)) <= PARCEL_BYTES_MIN + ENTRY_BYTES_MAX * len(many)
+@pytest.mark.parametrize("size", [0, 255, 256, 65_535, 65_536])
+def test_the_greatest_entry_keeps_within_the_bound(size: int) -> None:
+    empty, full = pack([]), pack([(WorkUnitId(UNIT_ID_MAX), b"x" * size)])
+    assert len(full) - len(empty) <= ENTRY_BYTES_MAX + size
+
+
+@pytest.mark.parametrize("entries", [0, 15, 16, 65_535, 65_536])
+def test_many_entries_keep_within_the_bound(entries: int) -> None:
+    smallest = pack([(WorkUnitId(0), b"")] * entries)
+    one_by_one = entries * (len(pack([(WorkUnitId(0), b"")])) - len(pack([])))
+    assert len(smallest) - one_by_one <= PARCEL_BYTES_MIN
 
 
 @given(st.binary(max_size=200))

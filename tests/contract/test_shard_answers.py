@@ -5,13 +5,11 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from terafleet.bus.adapters.memory import MemoryBus
 from terafleet.bus.ports import NoAnswer
 from terafleet.control.shard.links import Links, LinkSettings
-from terafleet.control.shard.performer import Addresses, Performer
+from terafleet.control.shard.performer import Addresses, Performer, PerformerHooks
 from terafleet.control.shard.service import OUTPUTS_BYTES_MAX, Answers, ShardView
 from terafleet.core.effects import AssembleOutput, UnitOutcome
 from terafleet.core.fleet import Fleet
@@ -30,7 +28,7 @@ from terafleet.engine.adapters.memory import MemoryStore
 from terafleet.engine.ports import Blob, JournalEntry
 from terafleet.protocol import agent as wire
 from terafleet.protocol import shard as q
-from terafleet.protocol.parcel import ENTRY_BYTES_MAX, PARCEL_BYTES_MIN, pack, unpack
+from terafleet.protocol.parcel import pack
 from tests.contract.agent_stage import until
 from tests.contract.shard_stage import (
     CUSTOMER,
@@ -246,34 +244,6 @@ def test_an_output_that_is_larger_than_that_comes_alone() -> None:
     assert view.outputs(asked((1, 1, 1), (1, 1, 2))).bodies == (huge,)
 
 
-OUTPUTS_BY_UNIT = st.dictionaries(st.integers(-1, 2**63 - 1), st.binary(max_size=100))
-
-
-@given(OUTPUTS_BY_UNIT)
-def test_a_parcel_gives_what_was_put_into_it_and_takes_little_more(
-    outputs: dict[int, bytes],
-) -> None:
-    parcel = parcel_of(outputs)
-    assert unpack(parcel) == outputs
-    content = sum(map(len, outputs.values()))
-    assert len(parcel) <= PARCEL_BYTES_MIN + content + ENTRY_BYTES_MAX * len(outputs)
-
-
-@given(st.binary())
-def test_any_bytes_are_a_parcel_or_an_empty_one(body: bytes) -> None:
-    for unit_id, output in unpack(body).items():
-        assert isinstance(unit_id, int)
-        assert isinstance(output, bytes)
-
-
-@given(OUTPUTS_BY_UNIT.filter(bool), st.data())
-def test_a_parcel_that_was_cut_off_is_empty(outputs: dict[int, bytes], data: st.DataObject) -> None:
-    parcel = parcel_of(outputs)
-    end = data.draw(st.integers(0, len(parcel) - 1))
-    assert unpack(parcel[:end]) == {}
-    assert unpack(parcel + b"\xc0") == {}
-
-
 def test_the_words_to_many_lost_units_fit_into_one_message() -> None:
     stage = ShardStage(reopen_memory())
     asked: list[bytes] = []
@@ -288,7 +258,8 @@ def test_the_words_to_many_lost_units_fit_into_one_message() -> None:
     links = Links(bus, lambda *_: True, lambda: 0, LinkSettings())
     addresses = Addresses(SECRET, lambda: 0)
     answers = Answers(bus, "boot")
-    performer = Performer(links, bus, stage.objects, addresses, answers, lambda _: None)
+    hooks = PerformerHooks(discard=lambda _: None, stands=lambda _: True)
+    performer = Performer(links, bus, stage.objects, addresses, answers, hooks)
     words = "ü" * 500
     nowhere = (LeaseId(0), WHOLE_LEASE, VehicleId(""))
     ending = UnitEnding.FAILED_ON_SEVERAL_VEHICLES

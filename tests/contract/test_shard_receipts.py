@@ -129,7 +129,7 @@ async def test_a_receipt_that_comes_again_changes_nothing(stage: ShardStage) -> 
     "numbers",
     [
         (1,), (2,), (2, 1), (1, 2, 3), (1, 3), (2, 3), (1, 5), (1, 1), (2, 2), (2, 4, 3), (6,),
-        (5, 6),
+        (5, 6), (3, 1), (4, 2),
     ],
     ids=str,
 )  # fmt: skip
@@ -155,6 +155,23 @@ async def test_a_receipt_that_overlaps_one_that_counted_counts_for_nothing(
     assert units_of(car) == [3, 4], "its lease stands"
     assert (await vehicle(stage)).units_succeeded == seen.units_succeeded == 2
     await finish_all(stage, car)
+
+
+async def test_of_two_receipts_of_one_message_the_first_counts(stage: ShardStage) -> None:
+    car = await begun(stage)
+    await hand_in(
+        car,
+        of_units(1, 2, body=b"GOOD\n"),
+        of_units(1, 2, body=b"FORGED\n"),
+        of_units(1, 2, 3, body=b"FORGED\n"),
+    )
+    parcels = stored(stage)
+    assert len(parcels) == 1
+    (body,) = parcels.values()
+    assert body is not None
+    assert b"GOOD" in body
+    assert b"FORGED" not in body
+    assert (await vehicle(stage)).units_succeeded == 2
 
 
 async def test_a_unit_counts_once_in_a_receipt(stage: ShardStage) -> None:

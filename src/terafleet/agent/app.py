@@ -171,6 +171,11 @@ def _connect(identity: Identity) -> Connect:
     return connect
 
 
+def bare_noop() -> Runtime:
+    """The runtime that does nothing, alone: what benchmarks compare a whole fleet with."""
+    return NoopRuntime()
+
+
 def _runtimes(settings: AgentSettings, disk: ModelDisk) -> Mapping[str, Runtime]:
     walls = child.ChildSettings(
         models_folder=disk.names,

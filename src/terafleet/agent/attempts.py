@@ -95,8 +95,8 @@ class Attempts:
         self._clock = around.results.clock
         self._runs: dict[LeaseId, _Run] = {}
         self._line: DeedLine[_Run] = DeedLine(self._run, around.spawn, _tell)
-        self._energy = EnergyEstimate(around.core_power_mw)
-        self._shares: CpuShares[_Run] = CpuShares(around.runtime_cpu_ms)
+        self.energy = EnergyEstimate(around.core_power_mw)
+        self.shares: CpuShares[object] = CpuShares(around.runtime_cpu_ms)
         self.figures = AttemptFigures()
 
     def __len__(self) -> int:
@@ -154,12 +154,12 @@ class Attempts:
         if run.runtime is None:
             return _failure(Failure.RUNTIME_CRASHED, "the runtime is not up")
         run.name = attempt_name(effect.lease_id, unit_id)
-        self._shares.begin(run)
+        self.shares.begin(run)
         run.is_running = True
         work = RuntimeWork(run.name, effect.model_id, effect.endpoint, payload)
         outcome = await run.runtime.run(work)
         run.is_running = False
-        run.cpu_ms = self._shares.end(run)
+        run.cpu_ms = self.shares.end(run)
         if run.is_stopped:
             return _failure(Failure.STOPPED, "")
         if isinstance(outcome, RuntimeFailure):
@@ -182,7 +182,7 @@ class Attempts:
             count.answers_failed,
             result.prompt_tokens,
             result.completion_tokens,
-            self._energy.of_cpu(result.cpu_ms),
+            self.energy.of_cpu(result.cpu_ms),
             now_ms - run.began_ms,
         )
         run.began_ms = now_ms
@@ -192,7 +192,7 @@ class Attempts:
 
     def _break(self, run: _Run, unit_id: WorkUnitId, fault: RuntimeFailure) -> None:
         cpu_ms = run.cpu_ms
-        energy_mwh = self._energy.of_cpu(cpu_ms)
+        energy_mwh = self.energy.of_cpu(cpu_ms)
         self.figures.broken += 1
         self.figures.cpu_ms += cpu_ms
         self.figures.energy_mwh += energy_mwh

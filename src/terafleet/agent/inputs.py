@@ -8,13 +8,14 @@ LEASES_MAX = 1_024
 
 
 class LeasedInput:
-    """The inputs of one lease, and the folder that large outputs of it are put to."""
+    """The inputs of one lease, the folder that large outputs of it are put to, and its session."""
 
-    __slots__ = ("outputs_address", "units")
+    __slots__ = ("outputs_address", "session_id", "units")
 
     def __init__(self, grant: Grant) -> None:
         self.units: dict[WorkUnitId, OfferedUnit] = {unit.unit_id: unit for unit in grant.units}
         self.outputs_address = grant.outputs_address
+        self.session_id = grant.session_id
 
 
 class LeasedInputs:

@@ -6,7 +6,7 @@ It turns messages into events of the guard and decides nothing about leases itse
 import asyncio
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -57,7 +57,7 @@ class LinkHooks(msgspec.Struct, frozen=True):
     """What the link needs of the agent around it; none of it may raise or block.
 
     `take_grant` keeps a grant's inputs before the guard hears of it; `refused` hears that the
-    bus does not accept the credential.
+    bus does not accept the credential. `start_session` and `stop_session` hear what gateways want.
     """
 
     guard: GuardView
@@ -65,6 +65,8 @@ class LinkHooks(msgspec.Struct, frozen=True):
     capability: Callable[[], Capability]
     take_grant: Callable[[wire.Grant], None]
     refused: Callable[[], None]
+    start_session: Callable[[wire.StartSession], None]
+    stop_session: Callable[[LeaseId], None]
 
 
 class Link:
@@ -156,6 +158,15 @@ class Link:
         """Receipts need not be sent again."""
         self._outbox.forget(receipts)
 
+    def publish(self, subject: str, body: bytes) -> None:
+        """Send to a subject, or lose the message; for pieces, which nobody wants later."""
+        if self._bus is None:
+            return
+        try:
+            self._bus.publish(subject, body)
+        except BusUnavailable as error:
+            log.debug("message_not_sent", subject=subject, cause=str(error))
+
     def say_goodbye(self) -> None:
         """The agent holds nothing and leaves."""
         if self.epoch:
@@ -243,24 +254,27 @@ class Link:
         except msgspec.MsgspecError as error:
             log.warning("message_undecodable", cause=str(error))
             return
-        match decoded:
-            case wire.HeartbeatAnswer():
-                self._heartbeat_answered(decoded)
-            case wire.Grants():
-                self._granted(decoded)
-            case wire.Acknowledge():
-                self._submit(ev.ReceiptsAcknowledged(self._clock.now_ms(), decoded.receipts))
-            case wire.Revoke():
-                for lease_id in decoded.lease_ids if decoded.epoch == self.epoch else ():
-                    self._submit(ev.LeaseRevoked(self._clock.now_ms(), lease_id, decoded.ending))
-            case wire.Welcome():
-                self._welcomed(decoded)
-            case wire.Fenced():
-                self._fenced(decoded)
-            case wire.HelloWanted():
-                # A restarted shard asks all of its cars at once.
-                self._greeting.begin(self._clock.now_ms() + round(self._chance() * MS_PER_S))
-                self._wake.set()
+        _RECEIVERS[type(decoded)](self, decoded)
+
+    def _acknowledged(self, message: wire.Acknowledge) -> None:
+        self._submit(ev.ReceiptsAcknowledged(self._clock.now_ms(), message.receipts))
+
+    def _revoked(self, message: wire.Revoke) -> None:
+        for lease_id in message.lease_ids if message.epoch == self.epoch else ():
+            self._submit(ev.LeaseRevoked(self._clock.now_ms(), lease_id, message.ending))
+
+    def _session_started(self, message: wire.StartSession) -> None:
+        if message.epoch == self.epoch:
+            self._hooks.start_session(message)
+
+    def _session_stopped(self, message: wire.StopSession) -> None:
+        self._hooks.stop_session(message.lease_id)
+
+    def _hello_wanted(self, message: wire.HelloWanted) -> None:
+        """A restarted shard asks all of its cars at once."""
+        del message
+        self._greeting.begin(self._clock.now_ms() + round(self._chance() * MS_PER_S))
+        self._wake.set()
 
     def _welcomed(self, message: wire.Welcome) -> None:
         if message.boot_id != self.boot_id:
@@ -305,7 +319,13 @@ class Link:
             self._hooks.take_grant(grant)
             units = tuple(ev.LeasedUnit(unit.unit_id, unit.requests) for unit in grant.units)
             event = ev.LeaseGranted(
-                now_ms, message.epoch, grant.lease_id, grant.model_id, grant.endpoint, units
+                now_ms,
+                message.epoch,
+                grant.lease_id,
+                grant.model_id,
+                grant.endpoint,
+                units,
+                grant.replaces,
             )
             self._submit(event)
 
@@ -374,3 +394,16 @@ def _end_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+_RECEIVERS: dict[type, Callable[[Link, Any], None]] = {
+    wire.HeartbeatAnswer: Link._heartbeat_answered,
+    wire.Grants: Link._granted,
+    wire.Acknowledge: Link._acknowledged,
+    wire.Revoke: Link._revoked,
+    wire.StartSession: Link._session_started,
+    wire.StopSession: Link._session_stopped,
+    wire.Welcome: Link._welcomed,
+    wire.Fenced: Link._fenced,
+    wire.HelloWanted: Link._hello_wanted,
+}

@@ -12,6 +12,7 @@ from terafleet.agent.attempts import Attempts, failure_named
 from terafleet.agent.deliveries import Deliveries
 from terafleet.agent.inputs import LeasedInputs
 from terafleet.agent.link import Link
+from terafleet.agent.live import LiveRuns
 from terafleet.agent.model_cache import ModelCache
 from terafleet.agent.model_check import ModelFault
 from terafleet.agent.ports import RuntimeFailure
@@ -36,6 +37,7 @@ class Rooms(msgspec.Struct, frozen=True):
     cache: ModelCache
     keeper: RuntimeKeeper
     attempts: Attempts
+    live: LiveRuns
     deliveries: Deliveries
     inputs: LeasedInputs
     link: Link
@@ -85,6 +87,7 @@ class Performer:
         """The runtime is gone, by itself or because it was killed."""
         self._kinds.clear()
         self._rooms.cache.release()
+        self._rooms.link.report_capability()
         self._submit(RuntimeExited(self._clock.now_ms(), detail))
 
     def _prepare_model(self, effect: fx.PrepareModel) -> None:
@@ -115,14 +118,20 @@ class Performer:
         if isinstance(loaded, RuntimeFailure):
             return loaded
         self._kinds[model_id] = model.runtime
+        self._rooms.link.report_capability()
         log.info("model_loaded", model_id=model_id, load_ms=loaded.load_ms)
         return None
 
     def _start_attempts(self, effect: fx.StartAttempts) -> None:
-        self._rooms.attempts.start(effect)
+        found = self._rooms.inputs.of(effect.lease_id)
+        if found is not None and found.session_id:
+            self._rooms.live.start(effect, found.session_id)
+        else:
+            self._rooms.attempts.start(effect)
 
     def _stop_attempts(self, effect: fx.StopAttempts) -> None:
         self._rooms.attempts.stop(effect.lease_id)
+        self._rooms.live.stop(effect.lease_id)
 
     def _forget_lease(self, effect: fx.ForgetLease) -> None:
         self._rooms.inputs.forget(effect.lease_id)

@@ -2,9 +2,10 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from terafleet.core.readings import Readings
 from terafleet.core.reasons import Failure
@@ -43,11 +44,68 @@ class RuntimeResult(msgspec.Struct, frozen=True):
 
 
 class RuntimeFailure(msgspec.Struct, frozen=True):
-    """Why an attempt or a load gave no result; `reason` is a name of `core.reasons`."""
+    """Why an attempt, session or load gave no result; `reason` is a name of `core.reasons`.
+
+    `attempt_id` is the name of the attempt or of the session, empty for a load.
+    """
 
     attempt_id: str
     reason: str
     detail: str = ""
+
+
+class SessionWork(msgspec.Struct, frozen=True):
+    """A live request: one body in OpenAI's form, and how much of its answer was told before.
+
+    `delivered` are the ids of the tokens that the customer has of the answer's only text; the
+    answer goes on behind them as if it had never been interrupted. A body that
+    `protocol.live.can_move` doesn't allow it has none.
+    """
+
+    session_id: str
+    model_id: str
+    endpoint: str
+    body: bytes
+    delivered: tuple[int, ...] = ()
+
+
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+
+
+class SessionPiece(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What came of the text `index` of an answer: `text` is what the customer gets now.
+
+    `token_ids` are the tokens whose text is wholly told with this piece and those before it, so
+    that the answer can go on elsewhere behind any piece. Of a text that can't move there may be
+    none. `logprobs` is JSON in OpenAI's form for the tokens of this piece, or empty; in that of
+    completions, `text_offset` counts from the beginning of this piece. `finish_reason` is empty
+    until the text's last piece. `tool_calls` is a JSON array of OpenAI's deltas, or empty.
+    """
+
+    index: Annotated[int, Meta(ge=0)]
+    token_ids: tuple[TokenId, ...]
+    text: str
+    logprobs: bytes = b""
+    finish_reason: Literal["", "stop", "length", "tool_calls"] = ""
+    tool_calls: bytes = b""
+
+
+class SessionEnd(msgspec.Struct, frozen=True):
+    """The whole answer is told; what was delivered before counts among its completion tokens."""
+
+    session_id: str
+    prompt_tokens: int
+    completion_tokens: int
+    cpu_ms: int
+
+
+class SessionRefused(msgspec.Struct, frozen=True):
+    """The model can't take the request; `code` is one of `protocol.errors`, for the customer."""
+
+    session_id: str
+    code: str
+    message: str
+    param: str | None = None
 
 
 class RuntimeLoaded(msgspec.Struct, frozen=True):
@@ -95,8 +153,18 @@ class Runtime(Protocol):
         """Run one attempt to its end; several may run at once, up to the slots."""
         ...
 
+    async def open(
+        self, work: SessionWork, take: Callable[[SessionPiece], None]
+    ) -> SessionEnd | SessionRefused | RuntimeFailure:
+        """Answer one live request, in a slot as an attempt has it.
+
+        `take` gets each piece when it comes, in the order of its text; none comes after the end.
+        It must return at once.
+        """
+        ...
+
     async def stop(self, attempt_id: str) -> None:
-        """Give up one attempt; its `run` returns a failure with reason `stopped`."""
+        """Give up one attempt or session, which ends at once with the reason `stopped`."""
         ...
 
     def suspend(self) -> None:

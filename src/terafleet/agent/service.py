@@ -17,6 +17,7 @@ from terafleet.agent.gateway import Gateway
 from terafleet.agent.identity import Identity
 from terafleet.agent.inputs import LeasedInputs
 from terafleet.agent.link import Link, LinkHooks
+from terafleet.agent.live import LiveRuns, LiveSurroundings
 from terafleet.agent.model_cache import ModelCache
 from terafleet.agent.model_disk import ModelDisk
 from terafleet.agent.performer import Performer, Rooms
@@ -38,6 +39,7 @@ from terafleet.core import guard_events as ev
 from terafleet.core.capability import Capability
 from terafleet.core.guard import Guard
 from terafleet.core.guard_effects import AnyGuardEffect, GuardState
+from terafleet.core.ids import ModelId, VehicleId
 from terafleet.core.policy import OwnerPolicy
 from terafleet.core.readings import Readings
 from terafleet.core.reasons import Refusal
@@ -124,10 +126,19 @@ class Agent:
             capability=self.capability,
             take_grant=self._take_grant,
             refused=identity.renew_soon,
+            start_session=lambda request: self._live.take_request(request),
+            stop_session=lambda lease_id: self._live.unwanted(lease_id),
         )
         self.link = Link(enrolment.vehicle_id, adapters.connect, self.clock, hooks)
+        self._live = LiveRuns(self._live_surroundings(enrolment.vehicle_id))
         rooms = Rooms(
-            self._cache, self._keeper, self._attempts, self._deliveries, self._inputs, self.link
+            self._cache,
+            self._keeper,
+            self._attempts,
+            self._live,
+            self._deliveries,
+            self._inputs,
+            self.link,
         )
         self._performer = Performer(rooms, self._engine.submit, self.clock, self._deeds.spawn)
         self._sampling = Sampling(settings.policy, self._readings_changed)
@@ -174,6 +185,7 @@ class Agent:
             slots=self._settings.slots,
             models=self._cache.models(),
             device=f"{platform.machine()}, {self._settings.runtime_threads} threads",
+            loaded=tuple(map(ModelId, self._performer.loaded)),
         )
 
     def status(self) -> AgentStatus:
@@ -194,7 +206,7 @@ class Agent:
             is_connected=self.link.is_connected,
             epoch=self.link.epoch,
             lease_ids=self.guard.lease_ids,
-            attempts=len(self._attempts),
+            attempts=len(self._attempts) + len(self._live),
             receipts_waiting=self.link.receipts_waiting,
             models=models,
             readings=readings_status(self._sampling.newest),
@@ -203,14 +215,33 @@ class Agent:
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
-            results=ResultHooks(self._engine.submit, self._deliveries.expect_large, self.clock),
+            results=self._result_hooks(),
             inputs=self._inputs,
             gateway=self._adapters.gateway,
-            runtime_of=lambda model_id: self._keeper.running(self._performer.kind_of(model_id)),
+            runtime_of=self._runtime_of,
             runtime_cpu_ms=self._keeper.cpu_ms,
             spawn=self._deeds.spawn,
             core_power_mw=self._settings.core_power_mw,
         )
+
+    def _live_surroundings(self, vehicle_id: VehicleId) -> LiveSurroundings:
+        return LiveSurroundings(
+            vehicle_id=vehicle_id,
+            results=self._result_hooks(),
+            publish=self.link.publish,
+            runtime_of=self._runtime_of,
+            spawn=self._deeds.spawn,
+            energy=self._attempts.energy,
+            shares=self._attempts.shares,
+            figures=self._attempts.figures,
+            token_ms=self._settings.session_token_ms,
+        )
+
+    def _result_hooks(self) -> ResultHooks:
+        return ResultHooks(self._engine.submit, self._deliveries.expect_large, self.clock)
+
+    def _runtime_of(self, model_id: str) -> Runtime | None:
+        return self._keeper.running(self._performer.kind_of(model_id))
 
     async def _keep_record(self) -> None:
         try:

@@ -29,7 +29,8 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     An empty `gateway_url` is the one of the enrolment. `memory_mb` is what the owner lends to the
     runtime, `models_mb_max` what all models together may take on the disk. `core_power_mw` is
-    what one busy core draws: energy is estimated from it, not measured.
+    what one busy core draws: energy is estimated from it, not measured. `session_token_ms` is
+    the least time between two tokens of a live session, for shows; 0 is as fast as they come.
     """
 
     data_folder: Path
@@ -41,6 +42,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     models_mb_max: int = 8_192
     runtimes: tuple[str, ...] = ("onnx",)
     core_power_mw: int = 5_000
+    session_token_ms: int = 0
     vehicle: VehicleSettings = VehicleSettings()
     policy: OwnerPolicy = OwnerPolicy()
     log_file: str = ""
@@ -95,8 +97,9 @@ def settings_faults(settings: AgentSettings) -> list[str]:
         faults.append(f"slots must lie within 1 and {SLOTS_MAX}")
     positive = ("runtime_threads", "memory_mb", "models_mb_max")
     faults += [f"{name} must be positive" for name in positive if getattr(settings, name) < 1]
-    if settings.core_power_mw < 0:
-        faults.append("core_power_mw must not be negative")
+    for name in ("core_power_mw", "session_token_ms"):
+        if getattr(settings, name) < 0:
+            faults.append(f"{name} must not be negative")
     unknown = sorted(set(settings.runtimes) - set(RUNTIMES))
     if unknown or not settings.runtimes:
         faults.append(f"runtimes must be some of {', '.join(RUNTIMES)}")

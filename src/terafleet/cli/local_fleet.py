@@ -92,7 +92,7 @@ class Child:
 def _is_ready(client: httpx.Client) -> bool:
     """Whether the gateway is up and the shard answers it; the port is open long before."""
     try:
-        return all(client.get(path).is_success for path in ("/", "/healthz"))
+        return all(client.get(path).is_success for path in ("/", "/readyz"))
     except httpx.TransportError:
         return False
 

@@ -23,6 +23,7 @@ NOUNS = {
     "model": "Add, list and remove the models that the fleet can run.",
     "vehicle": "Enrol, list and drain cars; run the agent in a car.",
     "batch": "Submit batches, watch them, fetch their results.",
+    "chat": "Talk with a model in the terminal.",
     "story": "Tell what happened to a batch, work unit, lease or car.",
     "bench": "Measure the parts against their budgets.",
 }

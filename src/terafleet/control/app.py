@@ -15,6 +15,7 @@ import structlog
 import uvicorn
 import uvloop
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from litestar import Litestar
 
 from terafleet.bus.adapters.nats import NatsBus
 from terafleet.bus.credentials import KeyFileUnsafe, KeyInvalid, NKey, OperatorKeys, UserCredentials
@@ -24,17 +25,22 @@ from terafleet.control.adapters.catalogue_sqlite import CatalogueUnreadable, Sql
 from terafleet.control.adapters.objects_folder import FolderObjects
 from terafleet.control.data_folder import ControlSecrets, DataFolder, DataFolderUnknown
 from terafleet.control.gateway.app import create_app
+from terafleet.control.gateway.canary import Canary, spare_model
 from terafleet.control.gateway.context import GatewayContext
+from terafleet.control.gateway.health import Watch
 from terafleet.control.gateway.keys import key_row, sha256_of
+from terafleet.control.gateway.live.sessions import LiveSessions
 from terafleet.control.gateway.work import GatewayWorkHandler
 from terafleet.control.ports import Catalogue, CatalogueFull, Objects
 from terafleet.control.settings import ControlSettings
 from terafleet.control.shard.shard import Shard, ShardPorts
+from terafleet.core.ids import GatewayId
 from terafleet.engine.adapters.sqlite import SqliteStore, StorageDamaged, StoreInUse
 from terafleet.engine.codec import JournalUnreadable
 from terafleet.engine.ports import StorageFull, StorageVersionUnknown
 from terafleet.protocol.agent import down_subject, up_subject
 from terafleet.protocol.manifest import SignedManifest
+from terafleet.protocol.sessions import publish_subjects
 
 log = structlog.get_logger(__name__)
 
@@ -151,8 +157,14 @@ class ControlPlane:
         shard = Shard(ports, settings.shard, self._set_storage_full)
         stack.push_async_callback(shard.stop)
         self.tasks.append(asyncio.create_task(shard.run(), name="shard"))
+        live = LiveSessions(
+            bus, GatewayId(secrets.token_hex(8)), _monotonic_ms, lambda: secrets.token_hex(12)
+        )
+        await live.start()
+        stack.push_async_callback(live.stop)
         context = GatewayContext(
             bus=bus,
+            live=live,
             catalogue=catalogue,
             objects=objects,
             limits=settings.limits,
@@ -169,7 +181,9 @@ class ControlPlane:
             worker = GatewayWorkHandler(context, at_once_max=settings.gateway_work_at_once)
             await worker.start()
             stack.push_async_callback(worker.close)
-        await self._serve(stack, context, listener)
+        canary = self._start_canary(stack, context, shard)
+        app = create_app(context, Watch(canary, settings.is_metrics_open))
+        await self._serve(stack, app, listener)
         folder.url.write_text(self.url + "\n", encoding="utf-8")
 
     async def _start_bus(
@@ -186,15 +200,26 @@ class ControlPlane:
         self.tasks.append(watching)
         return (server.url,)
 
+    def _start_canary(
+        self, stack: contextlib.AsyncExitStack, context: GatewayContext, shard: Shard
+    ) -> Canary | None:
+        settings = self.settings.canary
+        if not settings.period_ms:
+            return None
+        # The shard lives in this process, so that it can be seen where a session costs nothing.
+        canary = Canary(context, settings, lambda turn: spare_model(shard.fleet.state, turn))
+        sending = asyncio.create_task(canary.run(), name="canary")
+        stack.push_async_callback(_cancel, sending)
+        self.tasks.append(sending)
+        return canary
+
     async def _serve(
         self,
         stack: contextlib.AsyncExitStack,
-        context: GatewayContext,
+        app: Litestar,
         listener: socket.socket,
     ) -> None:
-        config = uvicorn.Config(
-            create_app(context), log_config=None, access_log=False, lifespan="on", ws="none"
-        )
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none")
         server = _Server(config)
         task = asyncio.create_task(server.serve([listener]), name="gateway")
         self.tasks.append(task)
@@ -316,12 +341,17 @@ def _issue(keys: ControlSecrets, vehicle_id: str, public_key: str) -> tuple[str,
     jwt = keys.bus.user_jwt(
         public_key,
         vehicle_id,
-        [up_subject(vehicle_id)],
+        [up_subject(vehicle_id), publish_subjects(vehicle_id)],
         [down_subject(vehicle_id)],
         CREDENTIAL_S,
         now_s,
     )
     return jwt, now_s + CREDENTIAL_S
+
+
+def _monotonic_ms() -> int:
+    """For sessions, which outlive no process; a step of the wall clock must not end them."""
+    return time.monotonic_ns() // 1_000_000
 
 
 def _public_bytes(keys: ControlSecrets) -> bytes:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from terafleet.control.gateway.canary import CanarySettings
 from terafleet.control.gateway.context import GatewayLimits
 from terafleet.control.shard.shard import ShardSettings
 
@@ -16,6 +17,7 @@ class ControlSettings(msgspec.Struct, frozen=True):
     `bus_advertise_urls` how they reach the bus, where that differs from where these listen.
     `database_url` (`sqlite:///path`) keeps the record elsewhere than in `data`. A gateway cuts and
     assembles `gateway_work_at_once` batches at a time; with 0 it leaves that to other gateways.
+    With `is_metrics_open` everybody who reaches the gateway may read its metrics.
     """
 
     data: Path
@@ -30,4 +32,6 @@ class ControlSettings(msgspec.Struct, frozen=True):
     log_level: str = "info"
     gateway_work_at_once: int = 2
     limits: GatewayLimits = GatewayLimits()
+    canary: CanarySettings = CanarySettings()
+    is_metrics_open: bool = False
     shard: ShardSettings = ShardSettings()

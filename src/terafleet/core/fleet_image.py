@@ -115,7 +115,9 @@ def restore(body: bytes) -> FleetState:
     state.stalled = dict.fromkeys(image.stalled)
     state.queued_sessions = {one.session_id: one for one in image.queued_sessions}
     state.sessions = {
-        lease.session.session_id: lease.lease_id for lease in image.leases if lease.session
+        lease.session.session_id: lease.lease_id
+        for lease in image.leases
+        if lease.session is not None and not lease.is_unwanted
     }
     return state
 

@@ -25,7 +25,9 @@ def _check_leases(state: FleetState) -> None:
         assert lease.unit_ids, "a lease without work stands"
         if lease.session is not None:
             assert set(lease.unit_ids) == {SESSION_UNIT}
-            assert state.sessions[lease.session.session_id] == lease.lease_id
+            session_id = lease.session.session_id
+            is_present = state.sessions.get(session_id) == lease.lease_id
+            assert is_present != lease.is_unwanted
             assert lease.vehicle_id not in lease.session.excluded
             continue
         assert lease.lease_id in state.group_of[lease.vehicle_id].batch_leases
@@ -35,7 +37,8 @@ def _check_leases(state: FleetState) -> None:
             assert unit.lease_id == lease.lease_id
             assert unit.batch_id == lease.batch_id
     of_sessions = [one for one in state.leases.values() if one.session is not None]
-    assert len(of_sessions) == len(state.sessions), "a session has two leases"
+    wanted = [one for one in of_sessions if not one.is_unwanted]
+    assert len(wanted) == len(state.sessions), "a session has two leases"
     assert not state.sessions.keys() & state.queued_sessions.keys()
     to_preempt = sum(len(group.batch_leases) for group in state.index.groups.values())
     assert to_preempt == len(state.leases) - len(of_sessions)

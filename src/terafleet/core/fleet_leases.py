@@ -121,10 +121,11 @@ def attempts_returned(fleet: FleetState, event: ev.AttemptsReturned) -> None:
     fault = _count_fault(fleet, results)
     if fault:
         fleet.effects.append(DropOutputs(lease_id, receipt_id))
+        _mistrust(fleet, vehicle)
         for result in results:
             vehicle.energy_lost_mwh += result.energy_mwh
             unit = fleet.units[result.unit_id]
-            _fail(fleet, vehicle, lease, unit, (Failure.OUTPUT_INCOMPLETE, fault))
+            _fail_unit(fleet, vehicle, lease, unit, (Failure.OUTPUT_INCOMPLETE, fault))
         return
     _account(fleet, vehicle, lease.model_id, results)
     units_succeeded(fleet, lease, results)
@@ -155,6 +156,9 @@ def _refuse_late(
     """
     lease = fleet.leases.get(lease_id)
     if lease is not None and lease.vehicle_id != vehicle.vehicle_id:
+        return
+    if lease is not None and WorkUnitId(receipt_id) in lease.unit_ids:
+        # What this unit will bring bears the same name.
         return
     if receipt_id == ReceiptId(SESSION_UNIT):
         return
@@ -216,36 +220,43 @@ def attempt_failed(fleet: FleetState, event: ev.AttemptFailed) -> None:
     lease = fleet.leases.get(event.lease_id)
     is_the_cars = lease is not None and lease.vehicle_id == event.vehicle_id
     if lease is not None and is_the_cars and event.unit_id in lease.unit_ids:
+        if lease.is_unwanted:
+            fleet.close_lease(lease)
+            return
         if lease.session is not None:
             _fail_session(fleet, vehicle, lease)
             return
         unit = fleet.units[event.unit_id]
-        _fail(fleet, vehicle, lease, unit, (event.failure, event.detail))
+        _mistrust(fleet, vehicle)
+        _fail_unit(fleet, vehicle, lease, unit, (event.failure, event.detail))
 
 
 def _fail_session(fleet: FleetState, vehicle: VehicleRecord, lease: LeaseRecord) -> None:
     """A car could not serve a session: it goes on elsewhere."""
     fleet.lose_lease(lease, LeaseEnding.ATTEMPT_FAILED, fleet.now_ms)
-    vehicle.failures_in_row += 1
-    fleet.quarantine(vehicle)
-    fleet.refresh(vehicle)
+    _mistrust(fleet, vehicle)
 
 
-def _fail(
+def _fail_unit(
     fleet: FleetState,
     vehicle: VehicleRecord,
     lease: LeaseRecord,
     unit: UnitRecord,
     why: tuple[Failure, str],
 ) -> None:
+    """An attempt has come to nothing; whether the car is to blame for more is said apart."""
     failure, detail = why
     fleet.count_loss(vehicle, failure, fleet.now_ms - lease.progress_ms)
-    vehicle.failures_in_row += 1
-    fleet.quarantine(vehicle)
     del lease.unit_ids[unit.unit_id]
     _progress(fleet, lease)
-    fleet.refresh(vehicle)
     blame(fleet, unit, vehicle, f"{failure}: {detail}" if detail else str(failure))
+
+
+def _mistrust(fleet: FleetState, vehicle: VehicleRecord) -> None:
+    """A car has failed once more in a row."""
+    vehicle.failures_in_row += 1
+    fleet.quarantine(vehicle)
+    fleet.refresh(vehicle)
 
 
 def blame(fleet: FleetState, unit: UnitRecord, vehicle: VehicleRecord, detail: str) -> None:
@@ -287,9 +298,7 @@ def lease_released(fleet: FleetState, event: ev.LeaseReleased) -> None:
     units = [fleet.units[unit_id] for unit_id in lease.unit_ids]
     fleet.close_lease(lease)
     fleet.count_loss(vehicle, event.ending, 0)
-    vehicle.failures_in_row += 1
-    fleet.quarantine(vehicle)
-    fleet.refresh(vehicle)
+    _mistrust(fleet, vehicle)
     for unit in units:
         blame(fleet, unit, vehicle, event.detail or str(event.ending))
 
@@ -301,6 +310,5 @@ def lease_overdue(fleet: FleetState, lease_id: LeaseId) -> None:
     ending = LeaseEnding.OVERDUE
     fleet.effects.append(RevokeLease(vehicle.vehicle_id, vehicle.epoch, lease_id, ending))
     fleet.lose_lease(lease, ending, fleet.now_ms)
-    vehicle.failures_in_row += 1
-    fleet.quarantine(vehicle)
-    fleet.refresh(vehicle)
+    if not lease.is_unwanted:
+        _mistrust(fleet, vehicle)

@@ -11,7 +11,14 @@ from terafleet.core.admission import refuse_batch
 from terafleet.core.deadlines import DeadlineKind
 from terafleet.core.effects import GrantSession, TellGranted, TellQueued, TellRefused
 from terafleet.core.fleet_state import FleetState
-from terafleet.core.ids import SESSION_UNIT, BatchId, LeaseId, SessionId
+from terafleet.core.ids import (
+    SESSION_UNIT,
+    BatchId,
+    LeaseId,
+    ModelId,
+    SessionId,
+    VehicleId,
+)
 from terafleet.core.matchmaking import Shape, VehicleGroup
 from terafleet.core.pricing import reward_micro
 from terafleet.core.reasons import LeaseEnding, Refused
@@ -21,11 +28,15 @@ from terafleet.core.work import AttemptResult
 LOOK_MAX = 32
 """How many cars or leases of a group are looked at for one that is not excluded."""
 
+UNWANTED_MS = 5_000
+"""How long a car may take to say what it did for a session that is over."""
+
 NO_LEASE = LeaseId(0)
 
 
 def session_wanted(fleet: FleetState, event: ev.SessionWanted) -> None:
     """Give a session its slot, let it wait for one, or say why it gets none."""
+    waiting = fleet.queued_sessions.get(event.session_id)
     session = SessionLease(
         event.session_id,
         event.gateway_id,
@@ -35,7 +46,7 @@ def session_wanted(fleet: FleetState, event: ev.SessionWanted) -> None:
         event.endpoint,
         max(1, event.tokens),
         event.excluded,
-        fleet.now_ms,
+        fleet.now_ms if waiting is None else waiting.asked_ms,
     )
     known = fleet.sessions.get(event.session_id)
     if known is not None:
@@ -43,13 +54,20 @@ def session_wanted(fleet: FleetState, event: ev.SessionWanted) -> None:
         if lease.vehicle_id not in event.excluded:
             _tell_granted(fleet, lease, session)
             return
-        # The gateway has left that car, and its word to the car may be on its way.
-        fleet.close_lease(lease)
-    fleet.queued_sessions.pop(event.session_id, None)
+        _unwant(fleet, lease)
+    if waiting is not None:
+        # It has not heard that it waits; it keeps its place.
+        fleet.queued_sessions[event.session_id] = session
+        _tell_queued(fleet, session)
+        return
     refused = _refusal(fleet, session)
     if refused is not None:
         _tell_refused(fleet, session, *refused, 0)
-    elif not _place(fleet, session):
+        return
+    fleet.index.shape(fleet.models[event.model_id])
+    # What was freed by events of the same group is for those who wait.
+    serve_queue(fleet)
+    if not _place(fleet, session):
         _queue(fleet, session)
 
 
@@ -57,36 +75,65 @@ def session_unwanted(fleet: FleetState, event: ev.SessionUnwanted) -> None:
     """A session is over, or has left a car."""
     if event.lease_id == NO_LEASE:
         fleet.queued_sessions.pop(event.session_id, None)
+        granted = fleet.sessions.get(event.session_id)
+        if granted is not None:
+            # The gateway has not heard of it, and may never.
+            _unwant(fleet, fleet.leases[granted])
         return
     lease = fleet.leases.get(event.lease_id)
     if lease is None or lease.session is None or lease.session.session_id != event.session_id:
         return
-    # The gateway has told the car itself, and faster.
-    fleet.close_lease(lease)
+    if not lease.is_unwanted:
+        _unwant(fleet, lease)
+
+
+def _unwant(fleet: FleetState, lease: LeaseRecord) -> None:
+    """The gateway has told the car itself: the car will say what it did, or else never."""
+    assert lease.session is not None
+    del fleet.sessions[lease.session.session_id]
+    lease.is_unwanted = True
+    fleet.deadlines.forget_lease(lease.lease_id, lease.overdue_ms)
+    lease.overdue_ms = fleet.now_ms + UNWANTED_MS
+    fleet.deadlines.watch_lease(lease.lease_id, lease.overdue_ms)
 
 
 def serve_queue(fleet: FleetState) -> None:
-    """Give free slots to the sessions that wait, the longest waiting first."""
-    if not fleet.queued_sessions or not fleet.index.ready:
+    """Give slots to the sessions that wait, the longest waiting first.
+
+    A batch's slot may be theirs later than when they asked: its car was silent then, say.
+    """
+    if not fleet.queued_sessions or not _has_slots(fleet):
         return
-    full: set[str] = set()
+    full: set[tuple[ModelId, tuple[VehicleId, ...]]] = set()
     for session in list(fleet.queued_sessions.values()):
-        if session.model_id in full:
+        model_id, excluded = session.model_id, session.excluded
+        if (model_id, excluded) in full or (model_id, ()) in full:
             continue
         if _place(fleet, session):
             del fleet.queued_sessions[session.session_id]
         else:
-            full.add(session.model_id)
+            full.add((model_id, excluded))
+
+
+def _has_slots(fleet: FleetState) -> bool:
+    """Whether there is any slot in the fleet that a session could get."""
+    index = fleet.index
+    return bool(index.ready) or any(group.batch_leases for group in index.groups.values())
 
 
 def queue_ended(fleet: FleetState, session_id: SessionId) -> None:
     """A session has waited long enough."""
     session = fleet.queued_sessions.get(session_id)
-    if session is not None and fleet.now_ms >= session.asked_ms + fleet.settings.session_wait_ms:
-        del fleet.queued_sessions[session_id]
-        shape = fleet.index.shapes[session.model_id]
-        wait_ms = max(1_000, _wait_ms(fleet, shape, session))
-        _tell_refused(fleet, session, Refused.NO_SLOT_FREE, "no slot became free", wait_ms)
+    if session is None:
+        return
+    end_ms = session.asked_ms + fleet.settings.session_wait_ms
+    if fleet.now_ms < end_ms:
+        # It has asked anew, or the setting has changed.
+        fleet.deadlines.add(end_ms, DeadlineKind.SESSION_QUEUE, session_id)
+        return
+    del fleet.queued_sessions[session_id]
+    wait_ms = max(1_000, _wait_ms(fleet, session))
+    _tell_refused(fleet, session, Refused.NO_SLOT_FREE, "no slot became free", wait_ms)
 
 
 def session_returned(
@@ -106,18 +153,17 @@ def session_returned(
 
 def _refusal(fleet: FleetState, session: SessionLease) -> tuple[Refused, str] | None:
     """Why no car of the fleet could ever serve it."""
-    unknown = sum(1 for vehicle in fleet.vehicles.values() if vehicle.capability is None)
     return refuse_batch(
         [fleet.models.get(session.model_id)],
         session.endpoint,
         [kind for kind, group in fleet.index.groups.items() if group.known],
         len(fleet.vehicles),
-        unknown,
+        len(fleet.vehicles) - len(fleet.group_of),
     )
 
 
 def _place(fleet: FleetState, session: SessionLease) -> bool:
-    shape = fleet.index.shape(fleet.models[session.model_id])
+    shape = fleet.index.shapes[session.model_id]
     vehicle = _ready_vehicle(fleet, shape, session)
     replaces = NO_LEASE
     if vehicle is None:
@@ -154,10 +200,15 @@ def _lease_to_preempt(fleet: FleetState, shape: Shape, session: SessionLease) ->
     for group in fleet.index.feasible(shape):
         for lease in _latest_leases(fleet, group):
             vehicle = fleet.vehicles[lease.vehicle_id]
-            is_there = not vehicle.is_silent and not vehicle.refusals and not vehicle.is_draining
-            if is_there and vehicle.vehicle_id not in session.excluded:
+            if vehicle.vehicle_id not in session.excluded and _may_serve(fleet, vehicle):
                 return lease
     return None
+
+
+def _may_serve(fleet: FleetState, vehicle: VehicleRecord) -> bool:
+    """Whether nothing but its leases keeps a car from another one."""
+    is_there = not vehicle.is_silent and not vehicle.refusals and not vehicle.is_draining
+    return is_there and vehicle.vehicle_id not in fleet.quarantined
 
 
 def _latest_leases(fleet: FleetState, group: VehicleGroup) -> Iterator[LeaseRecord]:
@@ -234,7 +285,7 @@ def _queue(fleet: FleetState, session: SessionLease) -> None:
         wait_ms = settings.session_wait_ms
         _tell_refused(fleet, session, Refused.NO_VEHICLE_PERMITS, detail, wait_ms)
         return
-    wait_ms = _wait_ms(fleet, shape, session)
+    wait_ms = _wait_ms(fleet, session)
     if wait_ms > settings.session_wait_ms:
         detail = f"all slots are busy, for about {wait_ms // 1_000} s"
         _tell_refused(fleet, session, Refused.NO_SLOT_FREE, detail, wait_ms)
@@ -242,23 +293,33 @@ def _queue(fleet: FleetState, session: SessionLease) -> None:
     fleet.queued_sessions[session.session_id] = session
     end_ms = session.asked_ms + settings.session_wait_ms
     fleet.deadlines.add(end_ms, DeadlineKind.SESSION_QUEUE, session.session_id)
+    _tell_queued(fleet, session)
+
+
+def _wait_ms(fleet: FleetState, session: SessionLease) -> int:
+    """About how long until a slot is free for it, if sessions take what they usually do."""
+    shape = fleet.index.shapes[session.model_id]
+    fleet.index.learn_supply(shape)
+    ahead = 1
+    for one in fleet.queued_sessions.values():
+        if one.session_id == session.session_id:
+            break
+        ahead += one.model_id == session.model_id
+    usual_ms = shape.durations.usual_ms(session.tokens)
+    return usual_ms * ahead // max(1, shape.slots_online)
+
+
+def _tell_queued(fleet: FleetState, session: SessionLease) -> None:
+    end_ms = session.asked_ms + fleet.settings.session_wait_ms
     fleet.effects.append(
         TellQueued(
             session.gateway_id,
             session.session_id,
             session.ask,
-            wait_ms,
-            settings.session_wait_ms,
+            _wait_ms(fleet, session),
+            max(0, end_ms - fleet.now_ms),
         )
     )
-
-
-def _wait_ms(fleet: FleetState, shape: Shape, session: SessionLease) -> int:
-    """About how long until a slot is free for one more, if sessions take what they usually do."""
-    fleet.index.learn_supply(shape)
-    ahead = 1 + sum(one.model_id == session.model_id for one in fleet.queued_sessions.values())
-    usual_ms = shape.durations.usual_ms(session.tokens)
-    return usual_ms * ahead // max(1, shape.slots_online)
 
 
 def _tell_refused(

@@ -178,7 +178,7 @@ class FleetState:
         del vehicle.leases[lease.lease_id]
         if lease.session is None:
             self.group_of[lease.vehicle_id].batch_leases.pop(lease.lease_id, None)
-        else:
+        elif not lease.is_unwanted:
             del self.sessions[lease.session.session_id]
         self.refresh(vehicle)
         return vehicle
@@ -186,6 +186,8 @@ class FleetState:
     def lose_lease(self, lease: LeaseRecord, reason: LeaseEnding, until_ms: int) -> VehicleRecord:
         """A lease ended with work left: its units wait again; one attempt of it was running."""
         vehicle = self.close_lease(lease)
+        if lease.is_unwanted:
+            return vehicle
         if lease.unit_ids:
             self.count_loss(vehicle, reason, until_ms - lease.progress_ms)
         if lease.session is not None:

@@ -17,7 +17,7 @@ class Plan(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 def reward_micro(plan: Plan, energy_mwh: int, tokens: int) -> int:
-    """The reward of one verified attempt, rounded down so that no dust is paid twice."""
+    """The reward of one verified receipt, rounded down so that no dust is paid twice."""
     scale = MWH_PER_KWH * MICRO
     energy = energy_mwh * plan.energy_micro_per_kwh * MICRO
     share = tokens * plan.reward_micro_per_million_tokens * MWH_PER_KWH

@@ -131,7 +131,8 @@ class SessionLease(msgspec.Struct, frozen=True, array_like=True):
 class LeaseRecord(msgspec.Struct, array_like=True):
     """An active lease: the units not yet handed in, in their order; ended leases are forgotten.
 
-    A session's lease has `ids.SESSION_UNIT` in place of units, and no batch.
+    A session's lease has `ids.SESSION_UNIT` in place of units, and no batch. When its gateway
+    wants it no more (`is_unwanted`), its car still has to say what it did.
     """
 
     lease_id: LeaseId
@@ -143,6 +144,7 @@ class LeaseRecord(msgspec.Struct, array_like=True):
     progress_ms: int
     overdue_ms: int
     session: SessionLease | None = None
+    is_unwanted: bool = False
 
 
 class UnitLoss(msgspec.Struct, frozen=True, array_like=True):

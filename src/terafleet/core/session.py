@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from terafleet.core.ids import Epoch, LeaseId, VehicleId
+from terafleet.core.reasons import Refused
 from terafleet.core.session_effects import (
     AnySessionEffect,
     AskForLease,
@@ -69,7 +70,8 @@ class Session:
         self._state = SessionState.OPENING
         self._place: _Place | None = None
         self._can_move = True
-        self._excluded: list[VehicleId] = []
+        self._left: dict[VehicleId, int] = {}
+        """The cars that it had to leave, and when; who was left long ago may be asked again."""
         self._delivered: list[int] = []
         self._has_delivered = False
         self._next_number = 0
@@ -77,9 +79,10 @@ class Session:
         self._asks = 0
         self._ask_again_ms: int | None = None
         self._patience_end_ms = 0
-        self._deadline_ms: int | None = None
+        self._deadline_ms = 0
         self._refusal: LeaseRefused | None = None
         self.moves = 0
+        self.left_because = ""
         self._effects: list[AnySessionEffect] = []
 
     @property
@@ -117,16 +120,15 @@ class Session:
         if self.is_over:
             return None
         if self._place is not None:
-            due = [self._heard_ms + self._settings.silence_ms]
-        else:
-            due = [self._patience_end_ms]
-        due += [one for one in (self._deadline_ms, self._ask_again_ms) if one is not None]
-        return min(due)
+            return min(self._deadline_ms, self._heard_ms + self._settings.silence_ms)
+        if self._ask_again_ms is not None:
+            return min(self._patience_end_ms, self._ask_again_ms)
+        return self._patience_end_ms
 
     def check_invariants(self) -> None:
         """Assert what must always hold."""
         assert (self._state is SessionState.OPEN) == (self._place is not None)
-        assert self._place is None or self._place.vehicle_id not in self._excluded
+        assert self._place is None or self._place.vehicle_id not in self._left
         assert self.moves <= self._settings.moves_max
         assert self.is_over or self.next_deadline_ms() is not None, "a session that can hang"
 
@@ -145,10 +147,10 @@ class Session:
 
     def _time_advanced(self, event: SessionTimeAdvanced) -> None:
         now_ms = event.at_ms
-        if self._deadline_ms is not None and now_ms >= self._deadline_ms:
-            self._fail(SessionFailure.DEADLINE, "it took far longer than such requests take")
-        elif self._place is not None:
-            if now_ms >= self._heard_ms + self._settings.silence_ms:
+        if self._place is not None:
+            if now_ms >= self._deadline_ms:
+                self._fail(SessionFailure.DEADLINE, "it took far longer than such requests take")
+            elif now_ms >= self._heard_ms + self._settings.silence_ms:
                 self._move(now_ms, "the car fell silent")
         elif now_ms >= self._patience_end_ms:
             self._give_up()
@@ -160,7 +162,7 @@ class Session:
     def _granted(self, event: LeaseGranted) -> None:
         if self._is_of_place(event.lease_id):
             return
-        if self._place is not None or event.vehicle_id in self._excluded:
+        if self._place is not None or event.vehicle_id in self._left:
             # An answer to a question that was asked twice: nobody else would end that lease.
             self._effects.append(StopOn(event.lease_id, event.vehicle_id))
             return
@@ -169,17 +171,25 @@ class Session:
         self._next_number = 0
         self._heard_ms = event.at_ms
         self._ask_again_ms = self._refusal = None
-        if self._deadline_ms is None:
-            self._deadline_ms = event.at_ms + event.duration_ms_max
+        # What a move has cost, and what the next car must load, is not held against the answer.
+        self._deadline_ms = event.at_ms + event.duration_ms_max
         self._effects.append(
             StartOn(event.lease_id, event.vehicle_id, event.epoch, tuple(self._delivered))
         )
 
     def _queued(self, event: LeaseQueued) -> None:
-        if self._is_asking(event.ask):
-            self._ask_again_ms = None
+        if not self._is_asking(event.ask):
+            return
+        self._ask_again_ms = None
+        if self._state is SessionState.MOVING:
+            # Its patience is running; when that ends, this is the reason.
+            detail = "no slot became free"
+            self._refusal = LeaseRefused(
+                event.at_ms, event.ask, Refused.NO_SLOT_FREE, detail, event.wait_ms
+            )
+        else:
             self._patience_end_ms = event.at_ms + event.wait_ms_max + self._settings.answer_ms
-            self._effects.append(SayQueued(event.wait_ms))
+        self._effects.append(SayQueued(event.wait_ms))
 
     def _refused(self, event: LeaseRefused) -> None:
         if not self._is_asking(event.ask):
@@ -248,12 +258,17 @@ class Session:
         """Ask, and again after a while: the question or its answer may be lost."""
         self._asks += 1
         self._ask_again_ms = now_ms + self._settings.answer_ms
-        self._effects.append(AskForLease(self._asks, tuple(self._excluded), len(self._delivered)))
+        for vehicle_id, left_ms in list(self._left.items())[:-1]:
+            if now_ms - left_ms >= self._settings.exclude_ms:
+                del self._left[vehicle_id]
+        self._effects.append(AskForLease(self._asks, tuple(self._left), len(self._delivered)))
 
     def _move(self, now_ms: int, why: str) -> None:
         """Leave the car and go on elsewhere, if that can be done."""
         assert self._place is not None
-        self._excluded.append(self._place.vehicle_id)
+        self.left_because = why
+        self._left.pop(self._place.vehicle_id, None)
+        self._left[self._place.vehicle_id] = now_ms
         self._leave()
         if self._has_delivered and not self._can_move:
             self._fail(SessionFailure.CANNOT_MOVE, why)

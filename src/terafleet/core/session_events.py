@@ -12,7 +12,8 @@ class SessionSettings(msgspec.Struct, frozen=True):
     The fleet is asked again when it has not answered within `answer_ms`, and given up after
     `open_patience_ms`. A car that says nothing for `silence_ms` is left. A session that moves
     waits `move_patience_ms` for another slot, and asks every `ask_again_ms` while there is none;
-    it moves at most `moves_max` times.
+    it moves at most `moves_max` times. A car that it had to leave may be asked again after
+    `exclude_ms`, but for the last one.
     """
 
     answer_ms: int = 2_000
@@ -21,20 +22,23 @@ class SessionSettings(msgspec.Struct, frozen=True):
     move_patience_ms: int = 30_000
     ask_again_ms: int = 250
     moves_max: int = 16
+    exclude_ms: int = 10_000
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Some of one choice of an answer: text for the customer, and the tokens that it ends with.
 
-    `token_ids` are those whose text is wholly told by now. `logprobs` is JSON in OpenAI's form,
-    or empty. `finish_reason` is empty until the choice's last piece.
+    `token_ids` are those whose text is wholly told by now. `logprobs` is JSON in OpenAI's form for
+    the tokens of this piece, or empty. `finish_reason` is empty until the choice's last piece.
+    `tool_calls` is a JSON array of OpenAI's deltas, or empty.
     """
 
     index: int
     token_ids: tuple[int, ...]
     text: str
-    logprobs: bytes
-    finish_reason: str
+    logprobs: bytes = b""
+    finish_reason: str = ""
+    tool_calls: bytes = b""
 
 
 class SessionEvent(msgspec.Struct, frozen=True):

@@ -115,6 +115,11 @@ class Engine(Generic[E, F]):
         return self._storage.is_commit_failing
 
     @property
+    def inbox_length(self) -> int:
+        """How many events have not been handled yet."""
+        return len(self._inbox)
+
+    @property
     def figures(self) -> Figures:
         """What was done so far; the same object at each call, brought up to date."""
         self._figures.inbox_length = len(self._inbox)

@@ -9,7 +9,16 @@ import msgspec
 
 from terafleet.core.capability import Capability
 from terafleet.core.events import HeldLease
-from terafleet.core.ids import Epoch, LeaseId, ModelId, ReceiptId, VehicleId, WorkUnitId
+from terafleet.core.ids import (
+    Epoch,
+    GatewayId,
+    LeaseId,
+    ModelId,
+    ReceiptId,
+    SessionId,
+    VehicleId,
+    WorkUnitId,
+)
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.core.work import AttemptResult, Figure
 
@@ -158,7 +167,8 @@ class Grant(msgspec.Struct, frozen=True, array_like=True):
     """A lease of one slot with its units, to be attempted in their order.
 
     Outputs that are too large to ride in a receipt go below `outputs_address`, each under its
-    `ids.large_output_name` (`addresses.address_below`).
+    `ids.large_output_name` (`addresses.address_below`). A live session's lease has its
+    `session_id` and the one unit `ids.SESSION_UNIT`; it may take the place of another lease.
     """
 
     lease_id: LeaseId
@@ -167,6 +177,8 @@ class Grant(msgspec.Struct, frozen=True, array_like=True):
     outputs_address: str
     endpoint: str
     units: tuple[OfferedUnit, ...]
+    session_id: SessionId = SessionId("")
+    replaces: LeaseId = LeaseId(0)
 
 
 class Grants(DownMessage, frozen=True):
@@ -189,8 +201,8 @@ class StartSession(DownMessage, frozen=True):
 
     epoch: Epoch
     lease_id: LeaseId
-    session_id: str
-    gateway_id: str
+    session_id: SessionId
+    gateway_id: GatewayId
     body: bytes
     delivered: tuple[int, ...]
 

@@ -7,7 +7,7 @@ for both. Whatever is not of the session's present lease is dropped.
 
 import msgspec
 
-from terafleet.core.ids import CustomerId, LeaseId, ModelId, VehicleId
+from terafleet.core.ids import CustomerId, GatewayId, LeaseId, ModelId, SessionId, VehicleId
 from terafleet.core.reasons import LeaseEnding, Refused
 from terafleet.core.session_events import Piece
 
@@ -55,8 +55,8 @@ class LeaseWanted(msgspec.Struct, frozen=True, tag=True):
     by another one), or `SlotRefused`.
     """
 
-    session_id: str
-    gateway_id: str
+    session_id: SessionId
+    gateway_id: GatewayId
     ask: int
     customer_id: CustomerId
     model_id: ModelId
@@ -68,14 +68,17 @@ class LeaseWanted(msgspec.Struct, frozen=True, tag=True):
 class LeaseUnwanted(msgspec.Struct, frozen=True, tag=True):
     """A gateway wants a session's slot no more, or (`lease_id` 0) waits for none."""
 
-    session_id: str
+    session_id: SessionId
     lease_id: LeaseId
+
+
+AnyFromGateway = LeaseWanted | LeaseUnwanted
 
 
 class FromFleet(msgspec.Struct, frozen=True, tag=True):
     """What a shard tells a gateway about a session."""
 
-    session_id: str
+    session_id: SessionId
 
 
 class SlotGranted(FromFleet, frozen=True):
@@ -118,7 +121,7 @@ AnyFromFleet = SlotGranted | SlotQueued | SlotRefused | SlotLost
 class FromCar(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """What a car sends to a gateway; `number` counts the messages of pieces before it."""
 
-    session_id: str
+    session_id: SessionId
     lease_id: LeaseId
     number: int
 
@@ -156,6 +159,7 @@ class CarLeft(FromCar, frozen=True):
 
 AnyFromCar = PiecesSent | AtWork | AnswerEnded | ModelRefused | CarLeft
 
+FROM_GATEWAY_DECODER = msgspec.msgpack.Decoder(AnyFromGateway)
 FROM_FLEET_DECODER = msgspec.msgpack.Decoder(AnyFromFleet)
 FROM_CAR_DECODER = msgspec.msgpack.Decoder(AnyFromCar)
 ENCODER = msgspec.msgpack.Encoder()

@@ -1,15 +1,18 @@
-"""What customers ask of a fleet: files, batches, models; in the forms of the OpenAI API."""
+"""What customers ask of a fleet: files, batches, models, chats; in the forms of the OpenAI API."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from terafleet.core.work import BATCH_ENDS
+from terafleet.protocol.live_answers import ChatChunk, Completion
 from terafleet.protocol.openai import (
     BATCH,
     BATCHES_PATH,
+    CHAT_COMPLETIONS,
+    COMPLETIONS,
     FILES_PATH,
     MODELS_PATH,
     BatchCreate,
@@ -19,6 +22,7 @@ from terafleet.protocol.openai import (
     FileObject,
     ModelList,
 )
+from terafleet.sdk.chat import EXPLAIN, USUAL, Message, Said, Sampling, body_of, said_in
 from terafleet.sdk.errors import PASSING, StillWaiting
 from terafleet.sdk.gateway import FileForm, Gateway, segment
 from terafleet.sdk.local_files import Progress, appearing, ignore_progress
@@ -72,6 +76,25 @@ class FleetClient:
     def models(self) -> ModelList:
         """The models that requests can name."""
         return self._gateway.get(MODELS_PATH, ModelList)
+
+    def chat(
+        self, model: str, messages: Sequence[Message], sampling: Sampling = USUAL
+    ) -> Generator[Said, None, None]:
+        """Go on with a chat: what comes while it is answered, and at last `Ended`.
+
+        To stop the answer, `close` what is returned; then the car stops too.
+        """
+        body = body_of(model, messages, sampling)
+        with self._gateway.told(CHAT_COMPLETIONS, body, EXPLAIN) as chunks:
+            yield from said_in(chunks, ChatChunk, self.url)
+
+    def complete(
+        self, model: str, prompt: str, sampling: Sampling = USUAL
+    ) -> Generator[Said, None, None]:
+        """Go on with a text as it stands; else like `chat`."""
+        body = body_of(model, prompt, sampling)
+        with self._gateway.told(COMPLETIONS, body, EXPLAIN) as chunks:
+            yield from said_in(chunks, Completion, self.url)
 
     def upload_file(self, path: Path, progress: Progress = ignore_progress) -> FileObject:
         """Send the input file of a batch. Raises OSError too."""

@@ -10,8 +10,12 @@ from urllib.parse import quote, urlsplit
 import httpx
 import msgspec
 
+from terafleet.core.units import MS_PER_S
 from terafleet.protocol.errors import ErrorReply
 from terafleet.sdk.errors import (
+    INVALID_URL,
+    ODD,
+    UNREACHABLE,
     AddressInvalid,
     AnswerOdd,
     KeyRefused,
@@ -25,7 +29,6 @@ from terafleet.sdk.local_files import CHUNK_BYTES, Progress, chunks_of
 
 T = TypeVar("T")
 
-UNREACHABLE, ODD, INVALID_URL = "gateway_unreachable", "gateway_odd", "invalid_url"
 REPLY_BYTES_MAX = 64 * 1024 * 1024
 """For every answer that is read as a whole."""
 
@@ -36,6 +39,9 @@ TIMEOUT_OF_FILES = httpx.Timeout(60.0, connect=10.0, read=600.0)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FOREIGN_ERRORS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, ssl.SSLError)
 _STATUS_GOOD_MAX, _STATUS_BROKEN_MIN = 299, 500
+_JSON, _EVENTS = "application/json", "text/event-stream"
+_WAIT_HEADERS = (("retry-after-ms", 1), ("retry-after", MS_PER_S))
+_WAIT_DIGITS_MAX = 9
 
 
 class Gateway:
@@ -75,7 +81,7 @@ class Gateway:
         """Make or change something; `body` goes as JSON."""
         if body is None:
             return self._ask(self._client.build_request("POST", path), kind)
-        content, headers = msgspec.json.encode(body), {"content-type": "application/json"}
+        content, headers = msgspec.json.encode(body), {"content-type": _JSON}
         request = self._client.build_request(
             "POST", path, content=content, headers=headers, timeout=TIMEOUT_OF_FILES
         )
@@ -136,6 +142,34 @@ class Gateway:
             length = response.headers.get("content-length", "-1")
             yield int(length), self._chunks(response)
 
+    @contextlib.contextmanager
+    def told(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> Iterator[Iterator[bytes]]:
+        """Ask for a stream of events: its bytes as they come; leaving the block hangs up."""
+        try:
+            content = msgspec.json.encode(body)
+        except UnicodeEncodeError as error:
+            message = f"The request has characters that are none: {error.reason}."
+            raise RequestInvalid("invalid_value", message) from error
+        kinds = {"content-type": _JSON, "accept": _EVENTS}
+        request = self._client.build_request(
+            "POST", path, content=content, headers={**headers, **kinds}
+        )
+        with self._answered(request) as response:
+            kind = response.headers.get("content-type", "").partition(";")[0]
+            if kind.strip().lower() != _EVENTS:
+                raise AnswerOdd(ODD, f"{self.url} answers, but not with a stream of events.")
+            yield self._as_they_come(response)
+
+    def _as_they_come(self, response: httpx.Response) -> Iterator[bytes]:
+        try:
+            yield from response.iter_raw()
+        except _FOREIGN_ERRORS as error:
+            cause = str(error) or type(error).__name__
+            message = f"The answer of {self.url} broke off: {cause}."
+            raise Unreachable(UNREACHABLE, message) from error
+
     def _chunks(self, response: httpx.Response) -> Iterator[bytes]:
         try:
             yield from response.iter_raw(CHUNK_BYTES)
@@ -185,7 +219,8 @@ class Gateway:
             if status >= _STATUS_BROKEN_MIN:
                 return Unreachable(UNREACHABLE, f"{message}; look whether the control plane runs.")
             return AnswerOdd(ODD, f"{message}, not as a control plane; look at the address.")
-        return error_of(status, error.code, error.message, error.param)
+        wait_ms = _retry_after_ms(response.headers)
+        return error_of(status, error.code, error.message, error.param, wait_ms)
 
     def _unreachable(self, error: Exception) -> Unreachable:
         cause = str(error) or type(error).__name__
@@ -241,6 +276,15 @@ def segment(text: str) -> str:
     if not text.strip("."):
         raise RequestInvalid("invalid_value", f"{text!a} is not the id of anything.")
     return quote(text, safe="")
+
+
+def _retry_after_ms(headers: httpx.Headers) -> int:
+    """When it is worth asking again; 0 where that is not said in milliseconds or seconds."""
+    for name, unit_ms in _WAIT_HEADERS:
+        text = headers.get(name, "")
+        if text.isascii() and text.isdigit() and len(text) <= _WAIT_DIGITS_MAX:
+            return int(text) * unit_ms
+    return 0
 
 
 def _checked_key(api_key: str) -> str:

@@ -1,16 +1,13 @@
 """Reads request bodies in OpenAI's form, and writes the lines that answer them."""
 
-import re
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import msgspec
 
 from terafleet.protocol.errors import ERRORS, ErrorReply, error_reply
+from terafleet.protocol.live import LiveFault, fault_of
 
-_UNKNOWN_FIELD = re.compile(r"contains unknown field `(?P<name>[^`]*)`")
-_MISSING_FIELD = re.compile(r"missing required field `(?P<name>[^`]*)`")
-_PLACE = re.compile(r"at `\$\.(?P<name>\w+)")
 _MESSAGE_CHARACTERS_MAX = 400
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
@@ -39,7 +36,7 @@ def parsed(line: bytes, decoder: msgspec.json.Decoder[BodyT]) -> BodyT | Answer:
     try:
         return decoder.decode(line)
     except msgspec.ValidationError as error:
-        return _what_is_wrong(str(error))
+        return refusal_of(fault_of(str(error)))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return refusal("invalid_json_line", f"The line is not valid JSON: {error}")
 
@@ -50,6 +47,11 @@ def refusal(code: str, message: str, parameter: str | None = None) -> Answer:
     return Answer(ERRORS[code].status, reply)
 
 
+def refusal_of(fault: LiveFault) -> Answer:
+    """The same as an answer in a file."""
+    return refusal(fault.code, fault.message, fault.param)
+
+
 def success(body: bytes) -> Answer:
     """The answer with a response body that is already JSON."""
     return Answer(200, msgspec.Raw(body))
@@ -58,15 +60,3 @@ def success(body: bytes) -> Answer:
 def payload_of(answers: Sequence[Answer]) -> bytes:
     """The answers as JSON Lines."""
     return b"".join([_ENCODER.encode(answer) + b"\n" for answer in answers])
-
-
-def _what_is_wrong(message: str) -> Answer:
-    """Name the parameter, which only the text of the decoder's error tells."""
-    if (unknown := _UNKNOWN_FIELD.search(message)) and not _PLACE.search(message):
-        name = unknown["name"]
-        return refusal("unsupported_parameter", f"The parameter {name} is not supported.", name)
-    if (missing := _MISSING_FIELD.search(message)) and not _PLACE.search(message):
-        name = missing["name"]
-        return refusal("missing_parameter", f"The parameter {name} is required.", name)
-    place = _PLACE.search(message)
-    return refusal("invalid_value", message, place["name"] if place else None)

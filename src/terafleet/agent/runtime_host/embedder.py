@@ -6,7 +6,7 @@ process.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import msgspec
 import numpy as np
@@ -22,7 +22,14 @@ from terafleet.agent.runtime_host.embedding_bodies import (
     wrong_inputs,
 )
 from terafleet.agent.runtime_host.encoder import Encoder, Tokens, Vectors
-from terafleet.agent.runtime_host.models import Answers, IsStopped, LoadModel, ModelFailed
+from terafleet.agent.runtime_host.models import (
+    Answers,
+    IsStopped,
+    LiveRequest,
+    LoadModel,
+    ModelFailed,
+    TakePiece,
+)
 from terafleet.agent.runtime_host.vectors import as_base64, as_numbers
 from terafleet.core.reasons import Failure
 
@@ -95,6 +102,15 @@ class Embedder:
         """As `answer`, in the form of the runtime."""
         answered, prompt_tokens = self.answer(payload, endpoint, is_stopped)
         return Answers(answered, prompt_tokens, completion_tokens=0)
+
+    def stream(
+        self,
+        request: LiveRequest,
+        take: TakePiece,  # noqa: ARG002 - the port's.
+        is_stopped: IsStopped,  # noqa: ARG002 - the port's.
+    ) -> NoReturn:
+        """Embeddings come whole; live ones are attempts of one line. Raises ModelFailed."""
+        raise ModelFailed(Failure.RUNTIME_REFUSED, f"nothing is streamed at {request.endpoint}")
 
     def _checked(self, line: bytes) -> EmbeddingBody | Answer:
         """The body of a line, or the answer to what this model can't serve."""

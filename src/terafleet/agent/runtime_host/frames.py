@@ -8,6 +8,7 @@ FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 
 _LENGTH_BYTES: Final = 4
 _READ_BYTES: Final = 1 << 20
+_JOINED_BYTES_MAX: Final = 4096
 
 
 class FrameTooLong(Exception):
@@ -73,7 +74,10 @@ def read_body(descriptor: int) -> bytes | None:
 
 def write_body(descriptor: int, body: bytes) -> None:
     """Put a frame into a blocking pipe. Raises FrameTooLong, BrokenPipeError."""
-    for part in (length_prefix(body), body):
+    prefix = length_prefix(body)
+    # One call for what is small: it costs more than the copy.
+    parts = (prefix + body,) if len(body) <= _JOINED_BYTES_MAX else (prefix, body)
+    for part in parts:
         rest = memoryview(part)
         while rest:
             rest = rest[os.write(descriptor, rest) :]

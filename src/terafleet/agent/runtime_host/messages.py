@@ -4,8 +4,9 @@ from typing import Final
 
 import msgspec
 
-from terafleet.agent.ports import SandboxReport
+from terafleet.agent.ports import SandboxReport, SessionPiece
 from terafleet.core.reasons import Failure
+from terafleet.core.work import Figure
 
 
 class HostSettings(msgspec.Struct, frozen=True):
@@ -44,8 +45,18 @@ class Run(ToRuntime, frozen=True):
     payload: bytes
 
 
+class Open(ToRuntime, frozen=True):
+    """Answer a live request; answered with `Piece`s, then `Ended`, `Refused` or `Failed`."""
+
+    number: int
+    model_id: str
+    endpoint: str
+    body: bytes
+    delivered: tuple[int, ...]
+
+
 class Stop(ToRuntime, frozen=True):
-    """Give up an attempt; it is answered with `Failed` as soon as it has been given up."""
+    """Give up an attempt or a session, which answers `Failed` as soon as it has been given up."""
 
     number: int
 
@@ -88,21 +99,46 @@ class Done(FromRuntime, frozen=True):
 
     number: int
     payload: bytes
-    prompt_tokens: int
-    completion_tokens: int
-    cpu_ms: int
+    prompt_tokens: Figure
+    completion_tokens: Figure
+    cpu_ms: Figure
+
+
+class Piece(FromRuntime, frozen=True, gc=False):
+    """Some of a session's answer."""
+
+    number: int
+    piece: SessionPiece
+
+
+class Ended(FromRuntime, frozen=True):
+    """A session's answer is whole; what it took, with what was delivered before."""
+
+    number: int
+    prompt_tokens: Figure
+    completion_tokens: Figure
+    cpu_ms: Figure
+
+
+class Refused(FromRuntime, frozen=True):
+    """A session's request can't be answered by the model; a code of `protocol.errors`."""
+
+    number: int
+    code: str
+    message: str
+    param: str | None
 
 
 class Failed(FromRuntime, frozen=True):
-    """An attempt has no output."""
+    """An attempt has no output, or a session breaks off."""
 
     number: int
     reason: Failure
     detail: str
 
 
-AnyToRuntime = Load | Run | Stop
-AnyFromRuntime = Ready | NotReady | Loaded | LoadFailed | Done | Failed
+AnyToRuntime = Load | Run | Open | Stop
+AnyFromRuntime = Ready | NotReady | Loaded | LoadFailed | Done | Piece | Ended | Refused | Failed
 
 TO_RUNTIME: Final[msgspec.msgpack.Decoder[AnyToRuntime]] = msgspec.msgpack.Decoder(AnyToRuntime)
 FROM_RUNTIME: Final[msgspec.msgpack.Decoder[AnyFromRuntime]] = msgspec.msgpack.Decoder(

@@ -6,7 +6,9 @@ from typing import Protocol
 
 import msgspec
 
+from terafleet.agent.ports import SessionPiece
 from terafleet.core.reasons import Failure
+from terafleet.protocol.live import LiveFault
 
 IsStopped = Callable[[], bool]
 """Asked between pieces of work: whether the attempt has been given up."""
@@ -20,8 +22,27 @@ class Answers(msgspec.Struct, frozen=True):
     completion_tokens: int
 
 
+TakePiece = Callable[[SessionPiece], None]
+"""Gets each piece of a session; it may block for a while, and then the text grows no faster."""
+
+
+class LiveRequest(msgspec.Struct, frozen=True):
+    """A live request as `ports.SessionWork` has it, for one model."""
+
+    endpoint: str
+    body: bytes
+    delivered: tuple[int, ...]
+
+
+class LiveEnd(msgspec.Struct, frozen=True):
+    """What a live answer counted, with the tokens that were delivered before."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class ModelFailed(Exception):
-    """A model cannot be loaded, or cannot go on with an attempt."""
+    """A model cannot be loaded, or cannot go on with an attempt or a session."""
 
     def __init__(self, reason: Failure, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -34,6 +55,12 @@ class HostedModel(Protocol):
 
     def serve(self, payload: bytes, endpoint: str, is_stopped: IsStopped) -> Answers:
         """Answer JSON Lines of request bodies for one endpoint. Raises ModelFailed."""
+        ...
+
+    def stream(
+        self, request: LiveRequest, take: TakePiece, is_stopped: IsStopped
+    ) -> LiveEnd | LiveFault:
+        """Answer one live request in pieces, or say why it can't be. Raises ModelFailed."""
         ...
 
 

@@ -12,6 +12,7 @@ def register(app: typer.Typer) -> None:
     bench = typer.Typer(no_args_is_help=True, help="Measure the parts against their budgets.")
     bench.command("dispatch")(dispatch)
     bench.command("overhead")(overhead)
+    bench.command("live")(live)
     app.add_typer(bench, name="bench")
 
 
@@ -54,6 +55,24 @@ def overhead(
 
     figures: dict[str, Any] = {"seed": seed, **machine_and_commit()}
     figures |= measure_overhead(texts, seed)
+    show(figures, is_json=json)
+
+
+def live(
+    churn_s: float = typer.Option(120.0, min=5.0, help="How long cars come and go, in seconds."),
+    seed: int = SEED,
+    json: bool = JSON,
+) -> None:
+    """Live requests: what gateway, fleet and car add, and streams on a fleet that comes and goes.
+
+    The runtime runs no model and tells the numbers of its tokens, so that a token that is lost or
+    comes twice is seen. 100 sessions at a time while cars leave and join, some without a word.
+    """
+    from terafleet.cli.bench.live import measure_live
+    from terafleet.cli.machine import machine_and_commit
+
+    figures: dict[str, Any] = {"seed": seed, **machine_and_commit()}
+    figures |= measure_live(churn_s, seed)
     show(figures, is_json=json)
 
 

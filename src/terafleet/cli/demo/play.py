@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from openai import OpenAI
 
-from terafleet.cli.demo import bare
+from terafleet.cli.demo import bare, story
 from terafleet.cli.demo.checks import (
     COSINE_MIN,
     Answers,
@@ -80,7 +80,21 @@ def play(screen: Screen, seed: int, folder: Path | None = None) -> dict[str, Any
         cars = cast(seed)
         with LocalFleet(work / "fleet") as fleet:
             _set_up(screen, fleet, cars, model)
-            return _job(screen, fleet, cars, (docstrings, alone, vectors), seed)
+            figures = _job(screen, fleet, cars, (docstrings, alone, vectors), seed)
+            return _second_act(screen, fleet, figures)
+
+
+def _second_act(screen: Screen, fleet: LocalFleet, figures: dict[str, Any]) -> dict[str, Any]:
+    """A story on cars of its own, beside those of the batch."""
+    add_model(fleet, story.model_file(), story.MODEL)
+    story.enrol_cars(fleet)
+    wait_for_cars(fleet, story.CARS)
+    with fleet.admin() as admin:
+        secret = admin.create_key("reader", "customer").secret
+    client = OpenAI(base_url=f"{fleet.url}/v1", api_key=secret)
+    figures |= story.play_story(screen, fleet, client)
+    checks = figures["checks"] | figures.pop("story_checks")
+    return figures | {"checks": checks, "checks_passed": all(checks.values())}
 
 
 def import_model(screen: Screen, work: Path) -> Path:
@@ -159,14 +173,14 @@ def _set_up(screen: Screen, fleet: LocalFleet, cars: list[Car], model: Path) -> 
     wait_until_ready(fleet, sum(car.trouble is not Trouble.LATE for car in cars))
 
 
-def add_model(fleet: LocalFleet, model: Path) -> None:
+def add_model(fleet: LocalFleet, model: Path, name: str = MODEL) -> None:
     """Publish the model as an operator does."""
     environment = {
         **os.environ,
         "TERAFLEET_URL": fleet.url,
         "TERAFLEET_API_KEY": fleet.operator_key,
     }
-    command = [sys.executable, "-m", "terafleet.cli", "model", "add", MODEL, str(model)]
+    command = [sys.executable, "-m", "terafleet.cli", "model", "add", name, str(model)]
     ended = subprocess.run(command, env=environment, capture_output=True, check=False, text=True)
     if ended.returncode:
         raise DemoFailed(f"the model can't be added:\n{ended.stderr}")
@@ -195,6 +209,19 @@ def wait_until_ready(fleet: LocalFleet, count: int) -> None:
             time.sleep(LOOK_S)
     words = "\n".join(f"{car.name}: {car.last_words()}" for car in fleet.cars.values())
     raise DemoFailed(f"not all cars came: {states}\n{words}")
+
+
+def wait_for_cars(fleet: LocalFleet, names: Sequence[str]) -> None:
+    """Wait until these cars permit."""
+    deadline_s = time.monotonic() + READY_S
+    waiting = set(names)
+    with fleet.admin() as admin:
+        while waiting:
+            if time.monotonic() > deadline_s:
+                raise DemoFailed(f"not all cars came: {', '.join(sorted(waiting))}")
+            idle = {one.name for one in admin.vehicles().vehicles if one.state == "idle"}
+            waiting -= idle
+            time.sleep(LOOK_S)
 
 
 class _Director:

@@ -20,7 +20,17 @@ from terafleet.control.gateway.description import NEEDS_KEY, get_description, op
 from terafleet.control.gateway.errors import EXCEPTION_HANDLERS
 from terafleet.control.gateway.files import files_router
 from terafleet.control.gateway.fleet import ATTEMPTS_KEY, fleet_router
-from terafleet.control.gateway.health import HEALTH_KEY, VERSION, HealthCheck, get_about, get_health
+from terafleet.control.gateway.health import (
+    HEALTH_KEY,
+    VERSION,
+    HealthCheck,
+    Watch,
+    get_about,
+    get_health,
+    get_ready,
+)
+from terafleet.control.gateway.live.routes import live_router
+from terafleet.control.gateway.metrics import METRICS_KEY, Metrics, RequestCount, get_metrics
 from terafleet.control.gateway.models import models_router
 from terafleet.control.gateway.request_log import RequestLog
 
@@ -28,18 +38,25 @@ BODY_BYTES_MAX = 1024 * 1024
 """For every body that is read as a whole; routes that stream have limits of their own."""
 
 
-def create_app(context: GatewayContext) -> Litestar:
+UNWATCHED = Watch()
+
+
+def create_app(context: GatewayContext, watch: Watch = UNWATCHED) -> Litestar:
     """The gateway as an ASGI application; it holds no state that a second one would miss."""
+    metrics = Metrics(watch)
+    context.live.observe = metrics.live.observe
     app = Litestar(
         route_handlers=[
             get_about,
             get_health,
+            get_ready,
+            get_metrics,
             get_description,
             admin_router,
             fleet_router,
             Router(
                 "/",
-                route_handlers=[files_router, batches_router, models_router],
+                route_handlers=[files_router, batches_router, models_router, live_router],
                 security=NEEDS_KEY,
             ),
         ],
@@ -54,11 +71,12 @@ def create_app(context: GatewayContext) -> Litestar:
         state=State(
             {
                 CONTEXT_KEY: context,
-                HEALTH_KEY: HealthCheck(),
+                HEALTH_KEY: HealthCheck(watch.canary),
+                METRICS_KEY: metrics,
                 MODELS_LOCK_KEY: asyncio.Lock(),
                 ATTEMPTS_KEY: Attempts(),
             }
         ),
     )
-    app.asgi_handler = RequestLog(app.asgi_handler, context.new_id)
+    app.asgi_handler = RequestLog(RequestCount(app.asgi_handler, metrics), context.new_id)
     return app

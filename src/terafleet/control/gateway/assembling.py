@@ -87,10 +87,11 @@ async def handle_assemble(context: GatewayContext, work: Assemble) -> None:
 
 async def handle_forget(context: GatewayContext, work: Forget) -> None:
     """Remove what was stored for a batch's units; its files stay. Safe to do twice."""
-    await let_go(context, work.input_file_id, work.batch_id)
     await context.objects.delete_folder(batch_outputs_folder(work.batch_id))
     await context.objects.delete(input_name(work.batch_id))
     await context.objects.delete(plan_name(work.batch_id))
+    # Last, since only this needs the shard to answer.
+    await let_go(context, work.input_file_id, work.batch_id)
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ from typing import TypeVar
 import msgspec
 
 from terafleet.bus.ports import Bus, BusUnavailable, NoAnswer
+from terafleet.control.gateway.live.sessions import LiveSessions
 from terafleet.control.ports import Catalogue, Objects
 from terafleet.protocol.manifest import SignedManifest
 from terafleet.protocol.shard import (
@@ -49,6 +50,7 @@ class GatewayContext(msgspec.Struct, frozen=True):
     `now_ms` is the wall clock, `new_id` gives 24 random hex digits. `sign_manifest` signs with
     the operator's model key, `issue_credential(vehicle_id, public_key)` makes a bus credential
     (JWT, expiry in seconds since 1970), `is_storage_full` says that no new work may be taken.
+    `live` runs the sessions of requests that are answered while the customer waits.
     """
 
     bus: Bus
@@ -63,6 +65,7 @@ class GatewayContext(msgspec.Struct, frozen=True):
     sign_manifest: Callable[[bytes], SignedManifest]
     issue_credential: Callable[[str, str], tuple[str, int]]
     is_storage_full: Callable[[], bool]
+    live: LiveSessions
 
     async def ask(self, question: AnyQuestion, expected: type[R]) -> R:
         """Ask the shard. Raises ShardUnavailable, or ShardRefused for a refusal."""

@@ -11,7 +11,10 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
+from terafleet.control.gateway.live.requests import LiveEmbeddings
 from terafleet.protocol.errors import ErrorReply
+from terafleet.protocol.live import LiveChat, LiveCompletion
+from terafleet.protocol.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS
 
 FAILED_MIN = 400
 """From this HTTP status on a request has failed."""
@@ -20,6 +23,16 @@ API_KEY = "api_key"
 """The security scheme of routes that need an API key."""
 
 NEEDS_KEY: list[dict[str, list[str]]] = [{API_KEY: []}]
+
+
+BODIES: dict[str, type[msgspec.Struct]] = {
+    CHAT_COMPLETIONS: LiveChat,
+    COMPLETIONS: LiveCompletion,
+    EMBEDDINGS: LiveEmbeddings,
+}
+"""What routes are sent that read their bodies themselves."""
+
+STREAMED = (CHAT_COMPLETIONS, COMPLETIONS)
 
 
 async def _nothing_here(_: ASGIConnection[Any, Any, Any, Any], __: BaseRouteHandler) -> None:
@@ -45,10 +58,16 @@ def openapi_config(version: str) -> OpenAPIConfig:
 
 def described(schema: dict[str, Any]) -> dict[str, Any]:
     """The generated description, with `ErrorReply` as what every failed request gets."""
-    (_,), components = msgspec.json.schema_components(
-        [ErrorReply], ref_template="#/components/schemas/{name}"
+    (_, *bodies), components = msgspec.json.schema_components(
+        [ErrorReply, *BODIES.values()], ref_template="#/components/schemas/{name}"
     )
     schema["components"].setdefault("schemas", {}).update(components)
+    for path, body in zip(BODIES, bodies, strict=True):
+        content = {"application/json": {"schema": body}}
+        schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+    for path in STREAMED:
+        content = schema["paths"][path]["post"]["responses"]["200"]["content"]
+        content["text/event-stream"] = {"schema": {"type": "string"}}
     failed = {
         "description": "The request failed; the code says why.",
         "content": {

@@ -1,8 +1,10 @@
 """Serves and takes large blobs of cars at signed addresses, in pieces and with HTTP ranges."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 from litestar import Request, Response, get, put
@@ -25,9 +27,11 @@ from terafleet.protocol.manifest import Manifest, object_name
 OBJECT_BYTES_MAX = 64 * 1024 * 1024
 """The largest output of a work unit; a unit's 512 embeddings are a tenth of it."""
 
+_NUMBER = "[1-9][0-9]{0,18}"
 _OUTPUT = re.compile(
-    r"out/(batch_[0-9a-z]{1,64})/veh-[a-z]{1,64}/[0-9]{1,19}-[0-9]{1,19}"
+    rf"out/(batch_[0-9a-z]{{1,64}})/veh-[a-z]{{1,64}}/{_NUMBER}-{_NUMBER}"
 ).fullmatch
+_PUTTING: "WeakValueDictionary[str, asyncio.Lock]" = WeakValueDictionary()
 WHOLE_BYTES_MAX = 256 * 1024
 """Up to this size an answer is made in one piece."""
 
@@ -79,10 +83,24 @@ async def put_object(
     found = _OUTPUT(name)
     if found is None:
         raise ApiError("signature_wrong", "Nothing can be put to this address.")
-    if await context.objects.info(input_name(BatchId(found[1]))) is None:
-        raise ApiError("batch_ended", "The batch of this output has ended.")
-    if await context.objects.info(name) is None:
+    batch_id = BatchId(found[1])
+    # One at a time, or two that overlap would both find the place empty.
+    async with _PUTTING.setdefault(name, asyncio.Lock()):
+        await _check_open(context, batch_id)
+        if await context.objects.info(name) is not None:
+            return
         await context.objects.write(name, body_chunks(request))
+        try:
+            await _check_open(context, batch_id)
+        except ApiError:
+            await context.objects.delete(name)
+            raise
+
+
+async def _check_open(context: GatewayContext, batch_id: BatchId) -> None:
+    """Raise ApiError if a batch has ended: its input lies there as long as it has not."""
+    if await context.objects.info(input_name(batch_id)) is None:
+        raise ApiError("batch_ended", "The batch of this output has ended.")
 
 
 OBJECT_ROUTES = (get_object, put_object)

@@ -12,8 +12,10 @@ from terafleet.control.shard.links import Links
 from terafleet.control.shard.service import Answers
 from terafleet.core import effects as fx
 from terafleet.core.ids import (
+    SESSION_UNIT,
     BatchId,
     Epoch,
+    GatewayId,
     LeaseId,
     ReceiptId,
     VehicleId,
@@ -22,6 +24,7 @@ from terafleet.core.ids import (
     vehicle_outputs_folder,
 )
 from terafleet.engine.ports import Record
+from terafleet.protocol import sessions as live
 from terafleet.protocol.addresses import Method, sign_address
 from terafleet.protocol.agent import (
     INLINE_BYTES_MAX,
@@ -139,6 +142,13 @@ class _Outgoing:
         self.acknowledged: list[tuple[LeaseId, ReceiptId]] = []
 
 
+class PerformerHooks(msgspec.Struct, frozen=True):
+    """What the performer needs of the shard: blobs let go, and whether a lease stands still."""
+
+    discard: Callable[[Sequence[str]], None]
+    stands: Callable[[LeaseId], bool]
+
+
 class Performer:
     """Performs the effects of the fleet; never raises, never waits."""
 
@@ -149,14 +159,15 @@ class Performer:
         objects: Objects,
         addresses: Addresses,
         answers: Answers,
-        discard: Callable[[Sequence[str]], None],
+        hooks: PerformerHooks,
     ) -> None:
         self._links = links
         self._bus = bus
         self._inputs = Inputs(objects)
         self._addresses = addresses
         self._answers = answers
-        self._discard = discard
+        self._discard = hooks.discard
+        self._stands = hooks.stands
         self._outgoing: dict[VehicleId, _Outgoing] = {}
 
     def perform(self, effects: list[fx.FleetEffect]) -> None:
@@ -195,6 +206,9 @@ class Performer:
         self._links.send(effect.vehicle_id, HelloWanted())
 
     def _grant(self, effect: fx.GrantLease) -> None:
+        if not self._stands(effect.lease_id):
+            # A live session took its place while it was being written.
+            return
         outgoing = self._to(effect.vehicle_id, effect.epoch)
         name = input_name(effect.batch_id)
         units = []
@@ -215,6 +229,42 @@ class Performer:
         )
         if outgoing.size >= GRANT_BYTES_MAX:
             self._flush(effect.vehicle_id, outgoing)
+
+    def _grant_session(self, effect: fx.GrantSession) -> None:
+        grant = Grant(
+            effect.lease_id,
+            effect.model_id,
+            self._addresses.manifest(effect.model_id),
+            "",
+            effect.endpoint,
+            (OfferedUnit(SESSION_UNIT, 1, b"", b"", ""),),
+            effect.session_id,
+            effect.replaces,
+        )
+        self._links.send(effect.vehicle_id, Grants(effect.epoch, (grant,)))
+
+    def _tell_granted(self, effect: fx.TellGranted) -> None:
+        _, *fields = msgspec.structs.astuple(effect)
+        self._tell(effect.gateway_id, live.SlotGranted(*fields))
+
+    def _tell_queued(self, effect: fx.TellQueued) -> None:
+        _, *fields = msgspec.structs.astuple(effect)
+        self._tell(effect.gateway_id, live.SlotQueued(*fields))
+
+    def _tell_refused(self, effect: fx.TellRefused) -> None:
+        _, *fields = msgspec.structs.astuple(effect)
+        self._tell(effect.gateway_id, live.SlotRefused(*fields))
+
+    def _tell_lost(self, effect: fx.TellLost) -> None:
+        _, *fields = msgspec.structs.astuple(effect)
+        self._tell(effect.gateway_id, live.SlotLost(*fields))
+
+    def _tell(self, gateway_id: GatewayId, said: live.AnyFromFleet) -> None:
+        """Tell one gateway; if it is lost, the gateway asks again or finds silence."""
+        try:
+            self._bus.publish(live.fleet_subject(gateway_id), live.ENCODER.encode(said))
+        except BusUnavailable:
+            return
 
     def _input(self, name: str, unit: fx.GrantedUnit) -> tuple[bytes, str]:
         if unit.length <= INLINE_BYTES_MAX:
@@ -294,6 +344,11 @@ _METHODS: dict[type, Callable[[Performer, Any], None]] = {
     fx.FenceVehicle: Performer._fence,
     fx.AskHello: Performer._ask_hello,
     fx.GrantLease: Performer._grant,
+    fx.GrantSession: Performer._grant_session,
+    fx.TellGranted: Performer._tell_granted,
+    fx.TellQueued: Performer._tell_queued,
+    fx.TellRefused: Performer._tell_refused,
+    fx.TellLost: Performer._tell_lost,
     fx.RevokeLease: Performer._revoke,
     fx.AcknowledgeReceipt: Performer._acknowledge,
     fx.DropOutputs: Performer._drop_outputs,

@@ -154,7 +154,9 @@ class ShardView:
             bytes_free=self.store.bytes_free(),
             vehicles=dict(states),
             units_waiting=sum(shape.waiting_units for shape in state.index.shapes.values()),
-            units_running=sum(len(lease.unit_ids) for lease in state.leases.values()),
+            units_running=sum(
+                len(lease.unit_ids) for lease in state.leases.values() if lease.session is None
+            ),
             batches_open=len(state.batches),
             journal_sequence=figures.sequence,
             figures={

@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import msgspec
 import structlog
 
-from terafleet.bus.ports import Bus, Subscription
+from terafleet.bus.ports import Bus, Message, Subscription
 from terafleet.control.ports import Objects
 from terafleet.control.shard.journal import FLEET_CODEC
 from terafleet.control.shard.links import Links, LinkSettings
-from terafleet.control.shard.performer import Addresses, Performer, to_records
+from terafleet.control.shard.performer import Addresses, Performer, PerformerHooks, to_records
 from terafleet.control.shard.service import Answers, Health, Service, ShardView
 from terafleet.core import events as ev
 from terafleet.core.effects import FleetEffect
 from terafleet.core.fleet import Fleet
 from terafleet.core.fleet_leases import lease_waiting_for
 from terafleet.core.fleet_state import FleetState
-from terafleet.core.ids import OUTPUTS, WorkUnitId, receipt_of
+from terafleet.core.ids import OUTPUTS, LeaseId, WorkUnitId, receipt_of
 from terafleet.core.settings import FleetSettings
 from terafleet.engine.clock import SystemClock
 from terafleet.engine.engine import Engine, Shell
@@ -27,7 +27,8 @@ from terafleet.engine.ports import Blob, Store
 from terafleet.engine.recovery import recover
 from terafleet.engine.settings import EngineSettings
 from terafleet.protocol.agent import UP_SUBJECTS
-from terafleet.protocol.shard import SHARD_SUBJECT
+from terafleet.protocol.sessions import FROM_GATEWAY_DECODER, LeaseWanted
+from terafleet.protocol.shard import SESSIONS_SUBJECT, SHARD_SUBJECT
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +73,12 @@ class Shard:
         self._answers = Answers(ports.bus, ports.boot_id)
         addresses = Addresses(ports.address_secret, self._clock.now_ms)
         performer = Performer(
-            self._links, ports.bus, ports.objects, addresses, self._answers, self._discard
+            self._links,
+            ports.bus,
+            ports.objects,
+            addresses,
+            self._answers,
+            PerformerHooks(self._discard, self._stands),
         )
         shell: Shell[ev.FleetEvent, FleetEffect] = Shell(
             performer.perform,
@@ -86,6 +92,7 @@ class Shard:
         )
         view = ShardView(self._fleet, ports.store, self._links, self._clock.now_ms())
         self._service = Service(view, self._answers, self._submit, self._clock.now_ms, self._health)
+        self._waiting: set[str] = set()
         self._subscriptions: list[Subscription] = []
         log.info(
             "shard_recovered",
@@ -105,9 +112,22 @@ class Shard:
         return Health(engine.figures, engine.is_storage_full, engine.is_commit_failing)
 
     def _submit(self, event: ev.FleetEvent, blobs: Sequence[Blob]) -> bool:
-        if blobs and not is_output_awaited(self._fleet.state, event):
+        if blobs and not (is_output_awaited(self._fleet.state, event) and self._is_first(blobs)):
             blobs = ()
         return self._engine.submit(event, blobs)
+
+    def _is_first(self, blobs: Sequence[Blob]) -> bool:
+        """Whether no output of these names waits in the inbox.
+
+        The machine has not heard of what waits there; a second one would replace a first one
+        that is about to count.
+        """
+        if not self._engine.inbox_length:
+            self._waiting.clear()
+        names = {blob.name for blob in blobs}
+        is_first = self._waiting.isdisjoint(names)
+        self._waiting |= names
+        return is_first
 
     def _discard(self, names: Sequence[str]) -> None:
         self._engine.discard(names)
@@ -128,6 +148,7 @@ class Shard:
         self._subscriptions = [
             await self._bus.subscribe(UP_SUBJECTS, self._links.receive),
             await self._bus.subscribe(SHARD_SUBJECT, self._service.receive),
+            await self._bus.subscribe(SESSIONS_SUBJECT, self._wish_for_session),
         ]
         looking = asyncio.create_task(self._look_for_silence())
         try:
@@ -142,6 +163,21 @@ class Shard:
         for subscription in self._subscriptions:
             await subscription.end()
         await self._engine.stop()
+
+    def _wish_for_session(self, message: Message) -> None:
+        """What a gateway wants for a live session; if it is lost, the gateway says it again."""
+        try:
+            wish = FROM_GATEWAY_DECODER.decode(message.body)
+        except msgspec.DecodeError as fault:
+            log.warning("message_undecodable", fault=str(fault))
+            return
+        now_ms = self._clock.now_ms()
+        fields = msgspec.structs.astuple(wish)
+        kind = ev.SessionWanted if isinstance(wish, LeaseWanted) else ev.SessionUnwanted
+        self._submit(kind(now_ms, *fields), ())
+
+    def _stands(self, lease_id: LeaseId) -> bool:
+        return lease_id in self._fleet.state.leases
 
     async def _look_for_silence(self) -> None:
         while True:

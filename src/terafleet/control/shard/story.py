@@ -45,7 +45,7 @@ def _named(fact: ev.FleetEvent | fx.FleetEffect) -> set[str]:
     """The ids that a fact names, in the product's own writing."""
     named: set[str] = set()
     for field, value in msgspec.structs.asdict(fact).items():
-        if field in ("vehicle_id", "batch_id", "model_id"):
+        if field in ("vehicle_id", "batch_id", "model_id", "session_id"):
             named.add(value)
         elif field == "lease_id":
             named.add(f"lease-{value}")
@@ -84,8 +84,12 @@ def _returned(fact: ev.AttemptsReturned) -> str:
 
 
 def _units(units: Sequence[fx.GrantedUnit] | Sequence[AttemptResult]) -> str:
-    first, last = units[0].unit_id, units[-1].unit_id
-    return f"unit-{first}" if len(units) == 1 else f"units {first} to {last}"
+    numbers = [unit.unit_id for unit in units]
+    if len(numbers) == 1:
+        return f"unit-{numbers[0]}"
+    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"units {numbers[0]} to {numbers[-1]}"
+    return f"units {', '.join(map(str, numbers))}"
 
 
 def _connected(fact: ev.VehicleConnected) -> str:
@@ -146,6 +150,23 @@ _TELLERS: dict[type, Callable[[Any], str]] = {
     fx.WelcomeVehicle: lambda fact: f"epoch {fact.epoch} of {fact.vehicle_id} begins",
     fx.FenceVehicle: lambda fact: f"epoch {fact.epoch} of {fact.vehicle_id} is over",
     fx.GrantLease: _granted,
+    ev.SessionWanted: lambda fact: (
+        f"{fact.session_id} asked for a slot: {fact.endpoint}, about {fact.tokens} tokens"
+        f"{', not on ' + ', '.join(fact.excluded) if fact.excluded else ''}"
+    ),
+    ev.SessionUnwanted: lambda fact: (
+        f"{fact.session_id} is done with lease-{fact.lease_id}"
+        if fact.lease_id
+        else f"{fact.session_id} waits no more"
+    ),
+    fx.GrantSession: lambda fact: (
+        f"lease-{fact.lease_id} granted to {fact.vehicle_id} (epoch {fact.epoch}) for "
+        f"{fact.session_id}"
+        f"{f', in place of lease-{fact.replaces}' if fact.replaces else ''}"
+    ),
+    fx.TellQueued: lambda fact: f"{fact.session_id} waits for about {fact.wait_ms} ms",
+    fx.TellRefused: lambda fact: f"{fact.session_id} refused: {fact.refused}: {fact.detail}",
+    fx.TellLost: lambda fact: f"{fact.session_id} lost lease-{fact.lease_id}: {fact.ending}",
     fx.RevokeLease: lambda fact: (
         f"lease-{fact.lease_id} of {fact.vehicle_id} revoked: {fact.ending}"
     ),

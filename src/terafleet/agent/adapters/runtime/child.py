@@ -22,6 +22,10 @@ from terafleet.agent.ports import (
     RuntimeUnavailable,
     RuntimeWork,
     SandboxReport,
+    SessionEnd,
+    SessionPiece,
+    SessionRefused,
+    SessionWork,
 )
 from terafleet.agent.runtime_host.frames import FRAME_BYTES_MAX
 from terafleet.agent.runtime_host.messages import (
@@ -29,22 +33,29 @@ from terafleet.agent.runtime_host.messages import (
     FROM_RUNTIME,
     AnyToRuntime,
     Done,
+    Ended,
     Failed,
     HostSettings,
     Load,
     Loaded,
     LoadFailed,
     NotReady,
+    Open,
+    Piece,
     Ready,
+    Refused,
     Run,
     Stop,
 )
 from terafleet.core.reasons import Failure
+from terafleet.protocol.errors import ERRORS
 
 _SOURCE_FOLDER: Final = Path(terafleet.__file__).parents[1]
 _PROGRAM: Final = "terafleet.agent.runtime_host"
 _START_SECONDS_MAX: Final = 60.0
 _PAYLOAD_BYTES_MAX: Final = FRAME_BYTES_MAX - 4096
+# An integer in MessagePack, with its type.
+_TOKEN_BYTES_MAX: Final = 9
 # What a runtime needs of the agent's environment: where the system's libraries are, no secrets.
 _INHERITED: Final = ("LD_LIBRARY_PATH", "LANG", "TZ")
 
@@ -116,25 +127,51 @@ class ChildRuntime:
 
     async def run(self, work: RuntimeWork) -> RuntimeResult | RuntimeFailure:
         """Run one attempt; one that nobody waits for any more is stopped."""
-        life = self._life
-        if life is None or life.is_over:
-            detail = "the runtime does not run"
-            return RuntimeFailure(work.attempt_id, Failure.RUNTIME_CRASHED, detail)
-        if len(life.attempts) >= self._settings.slots:
-            return RuntimeFailure(work.attempt_id, Failure.RUNTIME_REFUSED, "no slot is free")
-        if len(work.payload) > _PAYLOAD_BYTES_MAX:
-            return RuntimeFailure(work.attempt_id, Failure.RUNTIME_REFUSED, "too large an input")
         number = next(self._numbers)
-        attempt = life.attempts[number] = _Attempt(work.attempt_id)
-        life.send(Run(number, work.model_id, work.endpoint, work.payload))
+        message = Run(number, work.model_id, work.endpoint, work.payload)
+        waiting = _Attempt(work.attempt_id)
+        outcome = await self._outcome(waiting, message, len(work.payload))
+        assert isinstance(outcome, RuntimeResult | RuntimeFailure)
+        return outcome
+
+    async def open(
+        self, work: SessionWork, take: Callable[[SessionPiece], None]
+    ) -> SessionEnd | SessionRefused | RuntimeFailure:
+        """Answer one live request; one that nobody waits for any more is stopped."""
+        number = next(self._numbers)
+        message = Open(number, work.model_id, work.endpoint, work.body, work.delivered)
+        waiting = _Attempt(work.session_id, take)
+        input_bytes = len(work.body) + _TOKEN_BYTES_MAX * len(work.delivered)
+        outcome = await self._outcome(waiting, message, input_bytes)
+        assert not isinstance(outcome, RuntimeResult)
+        return outcome
+
+    async def _outcome(
+        self, waiting: "_Attempt", message: Run | Open, input_bytes: int
+    ) -> "_Outcome":
+        """Give an attempt or a session to the program, and wait for its end."""
+        life = self._life
+        name, refused = waiting.attempt_id, Failure.RUNTIME_REFUSED
+        if life is None or life.is_over:
+            return RuntimeFailure(name, Failure.RUNTIME_CRASHED, "the runtime does not run")
+        if len(life.attempts) >= self._settings.slots:
+            return RuntimeFailure(name, refused, "no slot is free")
+        if input_bytes > _PAYLOAD_BYTES_MAX:
+            return RuntimeFailure(name, refused, "too large an input")
+        number = message.number
+        life.attempts[number] = waiting
+        life.send(message)
         try:
-            return await attempt.outcome
+            return await waiting.outcome
         finally:
             if life.attempts.pop(number, None) is not None:
                 life.send(Stop(number))
 
     async def stop(self, attempt_id: str) -> None:
-        """Give up an attempt; its slot is free at once, its thread after its current batch."""
+        """Give up an attempt or a session; its slot is free at once.
+
+        Its thread ends after its current batch or token, and nothing more is heard of it.
+        """
         life = self._life
         attempts = life.attempts.items() if life is not None else ()
         for number in [number for number, one in attempts if one.attempt_id == attempt_id]:
@@ -199,14 +236,28 @@ class ChildRuntime:
         }
 
 
-class _Attempt:
-    """An attempt that somebody waits for."""
+_Outcome = RuntimeResult | SessionEnd | SessionRefused | RuntimeFailure
 
-    def __init__(self, attempt_id: str) -> None:
+
+class _Attempt:
+    """An attempt or a session that somebody waits for; only a session takes pieces."""
+
+    def __init__(self, attempt_id: str, take: Callable[[SessionPiece], None] | None = None) -> None:
         self.attempt_id = attempt_id
-        self.outcome: asyncio.Future[RuntimeResult | RuntimeFailure] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self.take = take
+        self.outcome: asyncio.Future[_Outcome] = asyncio.get_running_loop().create_future()
+
+    def is_answered_by(self, message: Done | Ended | Refused | Failed) -> bool:
+        """Whether a sane program could say that of it."""
+        match message:
+            case Done():
+                return self.take is None
+            case Refused():
+                return self.take is not None and message.code in ERRORS
+            case Ended():
+                return self.take is not None
+            case Failed():
+                return True
 
 
 class _Life:
@@ -225,8 +276,8 @@ class _Life:
         """Say something to the program; what it can't hear any more is lost."""
         self.child.send(ENCODER.encode(message))
 
-    def finish(self, number: int, outcome: RuntimeResult | RuntimeFailure) -> None:
-        """Give an attempt's outcome to who waits for it, once."""
+    def finish(self, number: int, outcome: _Outcome) -> None:
+        """Give the outcome of an attempt or a session to who waits for it, once."""
         attempt = self.attempts.pop(number, None)
         if attempt is not None and not attempt.outcome.done():
             attempt.outcome.set_result(outcome)
@@ -239,12 +290,14 @@ class _Life:
             self.child.signal_group(signal.SIGKILL)
             return
         match message:
+            case Piece():
+                self._pass_on(message)
             case Ready() | NotReady():
                 if not self.ready.done():
                     self.ready.set_result(message)
             case Loaded() | LoadFailed():
                 self._answer_load(message)
-            case Done() | Failed():
+            case Done() | Ended() | Refused() | Failed():
                 self._answer_attempt(message)
 
     def _answer_load(self, message: Loaded | LoadFailed) -> None:
@@ -258,18 +311,20 @@ class _Life:
         del self.loads[message.model_id]
         waiting.set_result(RuntimeFailure("", message.reason, message.detail))
 
-    def _answer_attempt(self, message: Done | Failed) -> None:
+    def _pass_on(self, message: Piece) -> None:
+        """A piece for its session; one that comes after the end of it is nobody's."""
+        session = self.attempts.get(message.number)
+        if session is not None and session.take is not None:
+            session.take(message.piece)
+
+    def _answer_attempt(self, message: Done | Ended | Refused | Failed) -> None:
         attempt = self.attempts.get(message.number)
         if attempt is None:
             return
-        attempt_id = attempt.attempt_id
-        if isinstance(message, Failed):
-            failure = RuntimeFailure(attempt_id, message.reason, message.detail)
-            self.finish(message.number, failure)
+        if not attempt.is_answered_by(message):
+            self.child.signal_group(signal.SIGKILL)
             return
-        tokens = (message.prompt_tokens, message.completion_tokens)
-        result = RuntimeResult(attempt_id, message.payload, *tokens, cpu_ms=message.cpu_ms)
-        self.finish(message.number, result)
+        self.finish(message.number, _outcome_of(attempt.attempt_id, message))
 
     def _end(self, exit_code: int) -> None:
         """The program is gone: so is everything that was expected of it."""
@@ -285,3 +340,18 @@ class _Life:
             self.ready.set_result(NotReady(reason, detail))
         elif not self.is_unwanted:
             self._on_exit(reason)
+
+
+def _outcome_of(name: str, message: Done | Ended | Refused | Failed) -> _Outcome:
+    """What the program says, in the words of the port."""
+    match message:
+        case Done():
+            tokens = (message.prompt_tokens, message.completion_tokens)
+            return RuntimeResult(name, message.payload, *tokens, cpu_ms=message.cpu_ms)
+        case Ended():
+            tokens = (message.prompt_tokens, message.completion_tokens)
+            return SessionEnd(name, *tokens, cpu_ms=message.cpu_ms)
+        case Refused():
+            return SessionRefused(name, message.code, message.message, message.param)
+        case Failed():
+            return RuntimeFailure(name, message.reason, message.detail)

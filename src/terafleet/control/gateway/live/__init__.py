@@ -1,0 +1,1 @@
+"""Live inference over HTTP: requests that are answered while the customer waits."""
