@@ -287,7 +287,7 @@ def act_as_fleet(world: SessionWorld, name: str, chance: random.Random) -> None:
             allowed = [one for one in known if one not in world.asks[ask - 1].excluded]
             # The fleet holds a session to one lease until it hears that it is unwanted.
             if not world.standing or chance.random() < 0.3:
-                duration_ms_max = chance.choice([4_000, DURATION_MS])
+                duration_ms_max = chance.choice([500, DURATION_MS])
                 world.grant(chance.choice(allowed or ["veh-new"]), ask, duration_ms_max)
         case "grant_again" if world.grants:
             world.arrive(chance.choice(world.grants))

@@ -87,7 +87,7 @@ def test_a_model_without_slots_keeps_no_other_model_waiting() -> None:
 
 def test_who_waits_too_long_is_refused_with_a_time_to_come_again() -> None:
     world, _ = full_fleet(cars=1)
-    wish = world.want("waiting", tokens=10)
+    wish = world.want("waiting", tokens=1)
     world.tick(WAIT_MS - 1)
     assert seen(wish) is Seen.QUEUED
     world.tick(1)

@@ -60,7 +60,7 @@ def story(seed: int, names: list[str], *, can_move: bool) -> SessionWorld:
 # Laws.
 
 
-@settings(max_examples=150)
+@settings(max_examples=120)
 @given(
     seed=st.integers(0, 2**32),
     names=st.lists(st.sampled_from(STEPS), max_size=60),

@@ -194,3 +194,12 @@ def test_the_control_plane_dies_and_nobody_hangs(live: FleetStage) -> None:
     live.fleet.start_plane()
     live.until(lambda: live.states() == ["idle"], "the car has let go of the session")
     assert streamed(client) == RIGHT
+
+
+def test_a_stop_tells_open_streams_and_does_not_wait_for_them(live: FleetStage) -> None:
+    client = with_cars(live, 1)
+    plane = live.fleet.plane
+    assert plane is not None
+    with pytest.raises(openai.APIError, match="stopping"):
+        streamed(client, once(30, plane.process.terminate))
+    assert plane.process.wait(timeout=20) == 0

@@ -117,8 +117,7 @@ class _Story:
         while True:
             slots = self._hero()
             for table in (*_CAST, *self._plot.tables):
-                if table:
-                    slots.update(self._row(table))
+                slots |= self._row(table)
             slots["about"] = self._plot.about
             if slots["friend_kind"] not in (slots["kind"], slots.get("judge")):
                 return slots

@@ -161,7 +161,6 @@ class ControlPlane:
             bus, GatewayId(secrets.token_hex(8)), _monotonic_ms, lambda: secrets.token_hex(12)
         )
         await live.start()
-        stack.push_async_callback(live.stop)
         context = GatewayContext(
             bus=bus,
             live=live,
@@ -184,6 +183,8 @@ class ControlPlane:
         canary = self._start_canary(stack, context, shard)
         app = create_app(context, Watch(canary, settings.is_metrics_open))
         await self._serve(stack, app, listener)
+        # Before the server, which waits until all that is open has been answered.
+        stack.push_async_callback(live.stop)
         folder.url.write_text(self.url + "\n", encoding="utf-8")
 
     async def _start_bus(

@@ -58,7 +58,7 @@ def session_wanted(fleet: FleetState, event: ev.SessionWanted) -> None:
     if waiting is not None:
         # It has not heard that it waits; it keeps its place.
         fleet.queued_sessions[event.session_id] = session
-        _tell_queued(fleet, session)
+        _tell_queued(fleet, session, _wait_ms(fleet, session))
         return
     refused = _refusal(fleet, session)
     if refused is not None:
@@ -293,7 +293,7 @@ def _queue(fleet: FleetState, session: SessionLease) -> None:
     fleet.queued_sessions[session.session_id] = session
     end_ms = session.asked_ms + settings.session_wait_ms
     fleet.deadlines.add(end_ms, DeadlineKind.SESSION_QUEUE, session.session_id)
-    _tell_queued(fleet, session)
+    _tell_queued(fleet, session, wait_ms)
 
 
 def _wait_ms(fleet: FleetState, session: SessionLease) -> int:
@@ -309,14 +309,14 @@ def _wait_ms(fleet: FleetState, session: SessionLease) -> int:
     return usual_ms * ahead // max(1, shape.slots_online)
 
 
-def _tell_queued(fleet: FleetState, session: SessionLease) -> None:
+def _tell_queued(fleet: FleetState, session: SessionLease, wait_ms: int) -> None:
     end_ms = session.asked_ms + fleet.settings.session_wait_ms
     fleet.effects.append(
         TellQueued(
             session.gateway_id,
             session.session_id,
             session.ask,
-            _wait_ms(fleet, session),
+            wait_ms,
             max(0, end_ms - fleet.now_ms),
         )
     )

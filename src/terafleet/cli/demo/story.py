@@ -14,8 +14,8 @@ from terafleet.cli.demo.stage import parked
 from terafleet.cli.local_fleet import LocalFleet
 
 MODEL = "terafleet-story"
-PROMPT = "Once upon a time"
-TOKENS_MAX = 400
+PROMPT = "Once upon a time, there was a little red car"
+TOKENS_MAX = 500
 TOKEN_MS = 25
 """The model is so small that a story would be over before anybody could come back to a car."""
 
@@ -66,6 +66,7 @@ def play_story(screen: Screen, fleet: LocalFleet, client: OpenAI) -> dict[str, A
     alone = tell(client, lambda _: None)
     screen.say(f"   undisturbed: {alone.pieces} pieces, longest gap {alone.gap_ms_max:.0f} ms\n")
     director = _Director(screen, fleet, alone.pieces)
+    screen.console.print(f"[dim]{PROMPT}[/]", end="")
     told = tell(client, director.hear)
     screen.say("\n")
     is_same = told.text == alone.text

@@ -26,6 +26,8 @@ PIECES_WAITING_MAX = 4_096
 
 SETTINGS = ev.SessionSettings()
 
+_STOPPING = fx.FailSession(fx.SessionFailure.UNANSWERED, "the gateway is stopping")
+
 Told = fx.SayQueued | fx.Deliver | fx.FinishSession | fx.FailSession
 """What a customer hears of a session."""
 
@@ -110,6 +112,7 @@ class LiveSessions:
         self._streams: dict[SessionId, LiveStream] = {}
         self._timers: dict[SessionId, tuple[int, asyncio.TimerHandle]] = {}
         self._subscriptions: list[Subscription] = []
+        self._is_stopping = False
         self.observe: Observe = lambda _, __: None
 
     def __len__(self) -> int:
@@ -124,9 +127,11 @@ class LiveSessions:
         ]
 
     async def stop(self) -> None:
-        """End all sessions and listen no more."""
-        for session_id in list(self._streams):
+        """End all sessions, with a word to their customers, and listen no more."""
+        self._is_stopping = True
+        for session_id, stream in list(self._streams.items()):
             self._give(session_id, ev.CustomerLeft(self._now_ms()))
+            stream.tell(_STOPPING)
         for subscription in self._subscriptions:
             await subscription.end()
 
@@ -136,8 +141,11 @@ class LiveSessions:
         session_id = SessionId(f"ses_{self._new_id()}")
         stream = LiveStream(session_id, request, Session(request.settings or self._settings))
         stream.began_ms = self._now_ms()
-        self._streams[session_id] = stream
-        self._give(session_id, ev.SessionBegun(stream.began_ms, request.can_move))
+        if self._is_stopping:
+            stream.tell(_STOPPING)
+        else:
+            self._streams[session_id] = stream
+            self._give(session_id, ev.SessionBegun(stream.began_ms, request.can_move))
         try:
             yield stream
         finally:
