@@ -319,6 +319,7 @@ class Stage:
             results=ResultHooks(self._submit, self.deliveries.expect_large, self.time.clock),
             publish=lambda subject, body: self.said.append((subject, body)),
             runtime_of=lambda model_id: self.keeper.running(self.performer.kind_of(model_id)),
+            is_granted=lambda lease_id: self.inputs.of(lease_id) is not None,
             spawn=self.deeds.spawn,
             energy=self.attempts.energy,
             shares=self.attempts.shares,

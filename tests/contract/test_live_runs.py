@@ -230,3 +230,26 @@ async def test_a_car_that_paces_its_sessions_tells_all_of_them_before_the_end(
     await until_over(stage)
     kinds = [type(one) for one in said(stage)]
     assert kinds == [PiecesSent, PiecesSent, PiecesSent, AnswerEnded]
+
+
+async def test_a_car_that_loads_the_model_first_says_that_it_is_at_it(stage: Stage) -> None:
+    unit = OfferedUnit(SESSION_UNIT, 1, b"", b"", "")
+    model_id = stage.model.model_id
+    request(stage)
+    await stage.time.pass_ms(BEAT_MS)
+    assert stage.said == [], "it does not hold the lease yet"
+    stage.inputs.keep(Grant(LEASE, model_id, stage.model.address, "", CHAT, (unit,), SESSION))
+    await stage.time.pass_ms(3 * BEAT_MS)
+    assert said(stage) == [AtWork(SESSION, LEASE, 0)] * 3
+    stage.inputs.forget(LEASE)
+    await stage.time.pass_ms(3 * BEAT_MS)
+    assert len(stage.said) == 3, "the model could not be loaded, and the lease is gone"
+
+
+async def test_a_car_is_paid_for_what_it_told_itself(stage: Stage) -> None:
+    await begun(stage, delivered=(1, 2, 3))
+    give(stage, "upon ")
+    stage.runtime.end_session(NAME, SessionEnd(NAME, 11, 4, 0))
+    await until_over(stage)
+    assert said(stage)[-1] == AnswerEnded(SESSION, LEASE, 1, 11, 4)
+    assert stage.of(ev.AttemptsFinished)[-1].results[0].completion_tokens == 1

@@ -50,6 +50,9 @@ from terafleet.protocol.sessions import (
 EARLY_MAX = 64
 """How many requests may lie here before their leases: gateway and shard speak side by side."""
 
+LOAD_MS_MAX = 120_000
+"""How long a request waits for its lease to begin, which is when its model has been loaded."""
+
 _NO_OUTPUTS = pack(())
 
 log: FilteringBoundLogger = structlog.get_logger()
@@ -58,6 +61,8 @@ log: FilteringBoundLogger = structlog.get_logger()
 class LiveSurroundings(msgspec.Struct, frozen=True):
     """What live sessions need. `publish` sends to a subject, or loses what it is given.
 
+    `is_granted` says whether the car holds a lease, begun or not.
+
     `token_ms` is the least time between two pieces of a session; `sleep` waits for so many seconds.
     """
 
@@ -65,6 +70,7 @@ class LiveSurroundings(msgspec.Struct, frozen=True):
     results: ResultHooks
     publish: Callable[[str, bytes], None]
     runtime_of: Callable[[str], Runtime | None]
+    is_granted: Callable[[LeaseId], bool]
     spawn: Spawn
     energy: EnergyEstimate
     shares: CpuShares[object]
@@ -131,6 +137,7 @@ class LiveRuns:
         self._early[request.lease_id] = request
         if len(self._early) > EARLY_MAX:
             del self._early[next(iter(self._early))]
+        self._around.spawn(self._beat_early(request))
 
     def stop(self, lease_id: LeaseId) -> None:
         """The guard wants no more of it: tell its gateway first, which has a customer waiting."""
@@ -152,6 +159,18 @@ class LiveRuns:
             run.is_unwanted = True
             run.has_request.set()
             self._end_in_runtime(run)
+
+    async def _beat_early(self, request: StartSession) -> None:
+        """Say that the car is at it while the model of a lease that it holds is being loaded."""
+        subject = vehicle_subject(self._around.vehicle_id, request.gateway_id)
+        at_work = AtWork(request.session_id, request.lease_id, 0)
+        for _ in range(LOAD_MS_MAX // BEAT_MS):
+            await self._around.sleep(BEAT_MS / MS_PER_S)
+            if self._early.get(request.lease_id) is not request:
+                return
+            if self._around.is_granted(request.lease_id):
+                self._around.publish(subject, ENCODER.encode(at_work))
+        self._early.pop(request.lease_id, None)
 
     def _set_request(self, run: _Run, request: StartSession) -> None:
         if request.session_id == run.session_id:
@@ -277,9 +296,14 @@ class LiveRuns:
         elif not run.is_unwanted:
             self._break(run, outcome, energy_mwh)
             return
+        # What another car has told before is not this one's work.
+        before = (
+            len(run.request.delivered) if run.request and isinstance(outcome, SessionEnd) else 0
+        )
+        told_here = max(0, completion_tokens - before)
         self._around.figures.finished += 1
         result = AttemptResult(
-            SESSION_UNIT, 1, 0, prompt_tokens, completion_tokens, energy_mwh, max(0, took_ms)
+            SESSION_UNIT, 1, 0, prompt_tokens, told_here, energy_mwh, max(0, took_ms)
         )
         now_ms = self._clock.now_ms()
         digest = hashlib.sha256(_NO_OUTPUTS).digest()

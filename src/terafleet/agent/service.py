@@ -230,6 +230,7 @@ class Agent:
             results=self._result_hooks(),
             publish=self.link.publish,
             runtime_of=self._runtime_of,
+            is_granted=lambda lease_id: self._inputs.of(lease_id) is not None,
             spawn=self._deeds.spawn,
             energy=self._attempts.energy,
             shares=self._attempts.shares,

@@ -89,7 +89,8 @@ class Deadlines:
 
     def image(self) -> DeadlinesImage:
         """All of it, for a snapshot."""
-        leases = {second: list(bucket) for second, bucket in self._buckets.items() if bucket}
+        filled = sorted((second, bucket) for second, bucket in self._buckets.items() if bucket)
+        leases = {second: list(bucket) for second, bucket in filled}
         return DeadlinesImage(sorted(self._heap), leases)
 
     def _drop_empty_seconds(self) -> None:

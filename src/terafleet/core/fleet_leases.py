@@ -22,6 +22,9 @@ from terafleet.core.records import LeaseRecord, UnitRecord, VehicleRecord
 from terafleet.core.verification import Appraisal, appraise_count
 from terafleet.core.work import AttemptResult, UnitState
 
+_NO_FAULT = frozenset({Failure.STOPPED, Failure.INPUT_UNAVAILABLE})
+"""Why a session may fail in a car that did nothing wrong: it was told to stop, or told nothing."""
+
 
 def match(fleet: FleetState) -> None:
     """Pair waiting units with ready cars until one or the other runs out."""
@@ -220,21 +223,25 @@ def attempt_failed(fleet: FleetState, event: ev.AttemptFailed) -> None:
     lease = fleet.leases.get(event.lease_id)
     is_the_cars = lease is not None and lease.vehicle_id == event.vehicle_id
     if lease is not None and is_the_cars and event.unit_id in lease.unit_ids:
-        if lease.is_unwanted:
-            fleet.close_lease(lease)
-            return
         if lease.session is not None:
-            _fail_session(fleet, vehicle, lease)
+            _fail_session(fleet, vehicle, lease, event.failure)
             return
         unit = fleet.units[event.unit_id]
         _mistrust(fleet, vehicle)
         _fail_unit(fleet, vehicle, lease, unit, (event.failure, event.detail))
 
 
-def _fail_session(fleet: FleetState, vehicle: VehicleRecord, lease: LeaseRecord) -> None:
-    """A car could not serve a session: it goes on elsewhere."""
-    fleet.lose_lease(lease, LeaseEnding.ATTEMPT_FAILED, fleet.now_ms)
-    _mistrust(fleet, vehicle)
+def _fail_session(
+    fleet: FleetState, vehicle: VehicleRecord, lease: LeaseRecord, failure: Failure
+) -> None:
+    """A car could not serve a session, which goes on elsewhere or has gone there already."""
+    if lease.is_unwanted:
+        fleet.close_lease(lease)
+    else:
+        fleet.lose_lease(lease, LeaseEnding.ATTEMPT_FAILED, fleet.now_ms)
+    if failure not in _NO_FAULT:
+        _mistrust(fleet, vehicle)
+    fleet.refresh(vehicle)
 
 
 def _fail_unit(
@@ -293,7 +300,7 @@ def lease_released(fleet: FleetState, event: ev.LeaseReleased) -> None:
         fleet.lose_lease(lease, event.ending, fleet.now_ms)
         return
     if lease.session is not None:
-        _fail_session(fleet, vehicle, lease)
+        _fail_session(fleet, vehicle, lease, Failure.MODEL_UNAVAILABLE)
         return
     units = [fleet.units[unit_id] for unit_id in lease.unit_ids]
     fleet.close_lease(lease)
