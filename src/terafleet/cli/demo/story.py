@@ -78,6 +78,8 @@ def play_story(screen: Screen, fleet: LocalFleet, client: OpenAI) -> dict[str, A
         "the story that moved is the undisturbed one": is_same and told.pieces == alone.pieces,
         "it moved once for each owner": told.moves == len(CUES),
     }
+    for check, is_passed in checks.items():
+        screen.say(f"  {'[green]passed[/]' if is_passed else '[red]FAILED[/]'}  {check}")
     return {
         "story": told.text,
         "story_identical": is_same,
