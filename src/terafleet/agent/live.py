@@ -201,7 +201,8 @@ class LiveRuns:
         self._finish(run, outcome, took_ms, self._around.shares.end(run))
 
     async def _outcome(self, run: _Run) -> SessionEnd | SessionRefused | RuntimeFailure:
-        await wait_at_most(run.has_request, START_WAIT_MS / MS_PER_S, self._around.sleep)
+        if not run.has_request.is_set():
+            await wait_at_most(run.has_request, START_WAIT_MS / MS_PER_S, self._around.sleep)
         if not run.has_request.is_set():
             return _failure(run, Failure.INPUT_UNAVAILABLE, "no gateway sent the request")
         run.runtime = self._around.runtime_of(run.effect.model_id)
