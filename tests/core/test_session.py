@@ -274,6 +274,16 @@ def lost_by_silence(world: SessionWorld) -> None:
     world.tick(SETTINGS.silence_ms)
 
 
+def lost_by_a_stuck_runtime(world: SessionWorld) -> None:
+    """Its car beats on, and tells nothing."""
+    end_ms = world.now_ms + SETTINGS.stall_ms
+    while world.now_ms + BEAT_MS < end_ms:
+        world.tick(BEAT_MS)
+        world.beat()
+        assert world.session.moves == 0
+    world.tick(end_ms - world.now_ms)
+
+
 def lost_by_word(world: SessionWorld) -> None:
     world.lose(LeaseEnding.OWNER_RETURNED)
 
@@ -293,9 +303,12 @@ def lost_piece_then_end(world: SessionWorld) -> None:
     world.settle()
 
 
+BEAT_MS = 400
+
 Loss = Callable[[SessionWorld], None]
 LOSSES: tuple[Loss, ...] = (
     lost_by_silence,
+    lost_by_a_stuck_runtime,
     lost_by_word,
     lost_piece_then_piece,
     lost_piece_then_beat,
@@ -351,7 +364,7 @@ def test_a_car_that_was_left_is_not_heard() -> None:
 
 def test_signs_of_life_keep_a_car() -> None:
     world = begun()
-    for _ in range(10):
+    for _ in range(5):
         world.tick(SETTINGS.silence_ms - 1)
         world.beat()
     world.tick(SETTINGS.silence_ms - 1)

@@ -76,6 +76,7 @@ class Session:
         self._has_delivered = False
         self._next_number = 0
         self._heard_ms = 0
+        self._told_ms = 0
         self._asks = 0
         self._ask_again_ms: int | None = None
         self._patience_end_ms = 0
@@ -120,7 +121,8 @@ class Session:
         if self.is_over:
             return None
         if self._place is not None:
-            return min(self._deadline_ms, self._heard_ms + self._settings.silence_ms)
+            silent_ms = self._heard_ms + self._settings.silence_ms
+            return min(self._deadline_ms, silent_ms, self._stalled_ms())
         if self._ask_again_ms is not None:
             return min(self._patience_end_ms, self._ask_again_ms)
         return self._patience_end_ms
@@ -152,6 +154,8 @@ class Session:
                 self._fail(SessionFailure.DEADLINE, "it took far longer than such requests take")
             elif now_ms >= self._heard_ms + self._settings.silence_ms:
                 self._move(now_ms, "the car fell silent")
+            elif now_ms >= self._stalled_ms():
+                self._move(now_ms, "the runtime tells nothing more")
         elif now_ms >= self._patience_end_ms:
             self._give_up()
         elif self._ask_again_ms is not None and now_ms >= self._ask_again_ms:
@@ -216,6 +220,7 @@ class Session:
             self._move(event.at_ms, "pieces were lost on the way")
             return
         self._next_number += 1
+        self._told_ms = event.at_ms
         self._has_delivered = True
         for piece in event.pieces:
             self._delivered.extend(piece.token_ids)
@@ -246,6 +251,12 @@ class Session:
             )
 
     # Steps.
+
+    def _stalled_ms(self) -> int:
+        """When a car that has begun to tell, and beats on, counts as stuck; else its deadline."""
+        if not self._next_number:
+            return self._deadline_ms
+        return self._told_ms + self._settings.stall_ms
 
     def _is_of_place(self, lease_id: LeaseId) -> bool:
         return self._place is not None and self._place.lease_id == lease_id

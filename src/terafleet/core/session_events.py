@@ -13,7 +13,8 @@ class SessionSettings(msgspec.Struct, frozen=True):
     `open_patience_ms`. A car that says nothing for `silence_ms` is left. A session that moves
     waits `move_patience_ms` for another slot, and asks every `ask_again_ms` while there is none;
     it moves at most `moves_max` times. A car that it had to leave may be asked again after
-    `exclude_ms`, but for the last one.
+    `exclude_ms`, but for the last one. A car that has begun to tell and then tells nothing for
+    `stall_ms`, though it beats, has a runtime that is stuck, and is left too.
     """
 
     answer_ms: int = 2_000
@@ -23,6 +24,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
     ask_again_ms: int = 250
     moves_max: int = 16
     exclude_ms: int = 10_000
+    stall_ms: int = 10_000
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True, gc=False):
