@@ -145,8 +145,6 @@ class LocalFleet:
             **self._plane_settings,
         }
         arguments = ["-m", "terafleet.cli.plane", msgspec.json.encode(settings).decode()]
-        # It is written last, so a fresh one says that all parts are up.
-        (self.data / "url").unlink(missing_ok=True)
         self.plane = Child("control plane", arguments, self.folder / "control.log")
         deadline_s = time.monotonic() + START_S
         with httpx.Client(base_url=self.url, trust_env=False) as client:

@@ -185,7 +185,7 @@ class ControlPlane:
         await self._serve(stack, app, listener)
         # Before the server, which waits until all that is open has been answered.
         stack.push_async_callback(live.stop)
-        folder.url.write_text(self.url + "\n", encoding="utf-8")
+        _keep_url(folder.url, self.url + "\n")
 
     async def _start_bus(
         self, stack: contextlib.AsyncExitStack, folder: DataFolder, keys: ControlSecrets
@@ -348,6 +348,17 @@ def _issue(keys: ControlSecrets, vehicle_id: str, public_key: str) -> tuple[str,
         now_s,
     )
     return jwt, now_s + CREDENTIAL_S
+
+
+def _keep_url(path: Path, line: str) -> None:
+    """Tell commands where the control plane is; one that begins with a full disk still begins."""
+    with contextlib.suppress(OSError):
+        if path.read_text("utf-8") == line:
+            return
+    try:
+        path.write_text(line, encoding="utf-8")
+    except OSError as fault:
+        log.warning("url_not_written", path=str(path), cause=fault.strerror)
 
 
 def _monotonic_ms() -> int:
