@@ -150,7 +150,7 @@ async def test_what_nobody_reads_any_more_ends_and_counts(stage: Stage) -> None:
 
 async def test_a_lease_whose_request_never_comes_is_given_back(stage: Stage) -> None:
     grant(stage)
-    await stage.time.pass_ms(START_WAIT_MS)
+    await stage.time.pass_ms(START_WAIT_MS + BEAT_MS)
     await until_over(stage)
     broke = stage.of(ev.AttemptBroke)[-1]
     assert (broke.unit_id, broke.failure) == (SESSION_UNIT, Failure.INPUT_UNAVAILABLE)

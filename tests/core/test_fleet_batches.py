@@ -81,7 +81,7 @@ def test_an_admitted_batch_is_answered_recorded_and_cut() -> None:
 def test_a_record_is_written_with_the_events_and_all_else_after_them() -> None:
     assert fx.RecordBatch.when == "record"
     assert fx.AnswerRequest.when == "commit", "who hears yes may rely on it"
-    assert fx.AcknowledgeReceipt.when == "commit"
+    assert fx.AcknowledgeReceipt.when == "later", "it is kept by then, and nobody hurries"
 
 
 def test_a_batch_of_an_unknown_model_is_refused() -> None:

@@ -4,7 +4,8 @@ from terafleet.core import guard_effects as fx
 from terafleet.core import guard_events as ev
 from terafleet.core.events import HeldLease
 from terafleet.core.guard_effects import GuardState
-from terafleet.core.ids import Epoch
+from terafleet.core.guard_receipts import receipt_of_ending
+from terafleet.core.ids import Epoch, LeaseId
 from terafleet.core.policy import OwnerPolicy
 from terafleet.core.reasons import LeaseEnding
 from tests.core.guard_world import LEASE_MS, MARGIN_MS, CarWorld, endings, state_of, unit
@@ -139,12 +140,13 @@ def test_a_second_restart_sends_what_the_first_could_not() -> None:
 
 
 def test_a_receipt_leaves_only_after_its_commit_and_the_owner_waits_for_nothing() -> None:
-    assert fx.SendReceipt.when == "commit"
+    receipt = receipt_of_ending(LeaseId(1), LeaseEnding.AGENT_RESTARTED, "")
+    assert receipt.when == "commit"
     waits_for_nothing = (
-        fx.SuspendRuntime,
-        fx.StopAttempts,
-        fx.KillRuntime,
-        fx.ForgetLease,
-        fx.ForgetReceipts,
+        fx.SuspendRuntime(),
+        fx.StopAttempts(LeaseId(1)),
+        fx.KillRuntime(),
+        fx.ForgetLease(LeaseId(1)),
+        fx.ForgetReceipts(()),
     )
     assert {effect.when for effect in waits_for_nothing} == {"now"}

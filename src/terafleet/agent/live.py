@@ -23,7 +23,7 @@ from terafleet.agent.ports import (
     SessionWork,
 )
 from terafleet.agent.results import ResultHooks
-from terafleet.agent.waking import Sleep, wait_at_most
+from terafleet.agent.waking import Sleep
 from terafleet.core.guard_effects import StartAttempts
 from terafleet.core.guard_events import AttemptBroke, AttemptsFinished
 from terafleet.core.ids import SESSION_UNIT, LeaseId, SessionId, VehicleId
@@ -201,9 +201,8 @@ class LiveRuns:
         self._finish(run, outcome, took_ms, self._around.shares.end(run))
 
     async def _outcome(self, run: _Run) -> SessionEnd | SessionRefused | RuntimeFailure:
-        if not run.has_request.is_set():
-            await wait_at_most(run.has_request, START_WAIT_MS / MS_PER_S, self._around.sleep)
-        if not run.has_request.is_set():
+        await run.has_request.wait()
+        if run.request is None and run.is_wanted:
             return _failure(run, Failure.INPUT_UNAVAILABLE, "no gateway sent the request")
         run.runtime = self._around.runtime_of(run.effect.model_id)
         if run.runtime is None:
@@ -261,8 +260,14 @@ class LiveRuns:
         run.number += 1
 
     async def _beat(self, run: _Run) -> None:
-        """Say that the car is at work while there is nothing else to say."""
+        """Say that the car is at work while there is nothing else to say.
+
+        It also gives up on a request that does not come.
+        """
+        began_ms = self._clock.now_ms()
         while True:
+            if self._clock.now_ms() - began_ms >= START_WAIT_MS:
+                run.has_request.set()
             quiet_ms = self._clock.now_ms() - run.sent_ms
             if quiet_ms >= BEAT_MS:
                 self._say(run, AtWork(run.session_id, run.effect.lease_id, run.number))

@@ -101,7 +101,12 @@ class Agent:
         self.guard = recovery.machine
         self.clock = SystemClock(recovery.last_at_ms)
         shell: Shell[ev.AnyGuardEvent, AnyGuardEffect]
-        shell = Shell(self._perform, _no_records, ev.GuardTimeAdvanced)
+        shell = Shell(
+            self._perform,
+            _no_records,
+            ev.GuardTimeAdvanced,
+            is_urgent=lambda event: event.is_urgent,
+        )
         self._engine: Engine[ev.AnyGuardEvent, AnyGuardEffect] = Engine(
             recovery, adapters.store, codec, shell, self.clock, ENGINE_SETTINGS
         )

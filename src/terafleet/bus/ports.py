@@ -91,8 +91,13 @@ class Bus(Protocol):
         """
         ...
 
-    async def subscribe(self, subject: str, receive: Receive, group: str = "") -> Subscription:
+    async def subscribe(
+        self, subject: str, receive: Receive, group: str = "", *, is_sole: bool = False
+    ) -> Subscription:
         """Receive messages of a subject (`*` one part, `>` the rest); one a group gets each.
+
+        `is_sole` says that nobody else listens there: what this connection itself publishes on
+        that subject is handed over without a detour over the network.
 
         When it returns, the bus knows; while not connected the wish is kept for the next
         connection. It survives reconnections. Raises BusRefused if the bus does not allow it.

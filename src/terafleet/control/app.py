@@ -220,7 +220,15 @@ class ControlPlane:
         app: Litestar,
         listener: socket.socket,
     ) -> None:
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none")
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            ws="none",
+            # Nothing asks for a client's address, so what a proxy says of it need not be read.
+            proxy_headers=False,
+        )
         server = _Server(config)
         task = asyncio.create_task(server.serve([listener]), name="gateway")
         self.tasks.append(task)

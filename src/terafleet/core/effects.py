@@ -1,7 +1,8 @@
 """Everything the fleet can ask of its shell.
 
 `when` says what an effect waits for: `commit` leaves after the transaction that holds its event,
-`record` is written in that transaction, `now` waits for nothing.
+`later` too, but nobody hurries for it: the transaction may wait a moment for more, `record` is
+written in that transaction, `now` waits for nothing.
 """
 
 from typing import ClassVar, Literal
@@ -24,7 +25,7 @@ from terafleet.core.ids import (
 from terafleet.core.reasons import LeaseEnding, Refused, UnitEnding, Waiting
 from terafleet.core.work import BatchState
 
-When = Literal["now", "commit", "record"]
+When = Literal["now", "commit", "later", "record"]
 
 
 class Effect(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
@@ -156,6 +157,8 @@ class RevokeLease(Effect, frozen=True):
 
 class AcknowledgeReceipt(Effect, frozen=True):
     """Tell a car that a receipt is kept."""
+
+    when: ClassVar[When] = "later"
 
     vehicle_id: VehicleId
     epoch: Epoch

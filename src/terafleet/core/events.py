@@ -3,6 +3,8 @@
 `at_ms` is the shell's clock: milliseconds since 1970 that never run backwards.
 """
 
+from typing import ClassVar
+
 import msgspec
 
 from terafleet.core.capability import Capability, ModelNeeds
@@ -27,9 +29,10 @@ SCHEMA = 2
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
-    """What all events have."""
+    """What all events have. For an urgent one somebody waits live: it waits for no disk."""
 
     at_ms: int
+    is_urgent: ClassVar[bool] = False
 
 
 class TimeAdvanced(Event, frozen=True):
@@ -207,6 +210,7 @@ class SessionWanted(Event, frozen=True):
     endpoint: str
     tokens: int
     excluded: tuple[VehicleId, ...]
+    is_urgent: ClassVar[bool] = True
 
 
 class SessionUnwanted(Event, frozen=True):

@@ -1,14 +1,15 @@
 """Everything the guard can ask of its shell; `when` as in `effects`."""
 
 from enum import StrEnum
-from typing import ClassVar
 
 import msgspec
 
 from terafleet.core.effects import When
-from terafleet.core.ids import LeaseId, ModelId, ReceiptId, WorkUnitId
+from terafleet.core.ids import SESSION_UNIT, LeaseId, ModelId, ReceiptId, WorkUnitId
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.core.work import AttemptResult
+
+SESSION = ReceiptId(SESSION_UNIT)
 
 
 class GuardState(StrEnum):
@@ -23,7 +24,10 @@ class GuardState(StrEnum):
 class GuardEffect(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """What all effects have."""
 
-    when: ClassVar[When] = "now"
+    @property
+    def when(self) -> When:
+        """What it waits for, as in `effects`."""
+        return "now"
 
 
 class PrepareModel(GuardEffect, frozen=True):
@@ -82,8 +86,6 @@ class SendReceipt(GuardEffect, frozen=True):
     acknowledged. Results without a parcel have one large output, stored under `ids.output_name`.
     """
 
-    when: ClassVar[When] = "commit"
-
     lease_id: LeaseId
     receipt_id: ReceiptId
     failure: Failure | None
@@ -93,6 +95,11 @@ class SendReceipt(GuardEffect, frozen=True):
     results: tuple[AttemptResult, ...]
     digest: bytes
     parcel: bytes
+
+    @property
+    def when(self) -> When:
+        """A batch waits for it; a session's customer has all, and only the owner's pay is left."""
+        return "later" if self.receipt_id == SESSION else "commit"
 
 
 class ForgetReceipts(GuardEffect, frozen=True):

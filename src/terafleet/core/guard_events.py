@@ -5,7 +5,7 @@
 
 import msgspec
 
-from terafleet.core.ids import Epoch, LeaseId, ModelId, ReceiptId, WorkUnitId
+from terafleet.core.ids import SESSION_UNIT, Epoch, LeaseId, ModelId, ReceiptId, WorkUnitId
 from terafleet.core.policy import OwnerPolicy
 from terafleet.core.readings import Readings
 from terafleet.core.reasons import Failure, LeaseEnding
@@ -19,6 +19,11 @@ class GuardEvent(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=Tru
     """What all events have."""
 
     at_ms: int
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether owner or customer wait for what comes of it: then it waits for no disk."""
+        return False
 
 
 class AgentStarted(GuardEvent, frozen=True):
@@ -40,6 +45,11 @@ class ReadingsChanged(GuardEvent, frozen=True):
     """The sensors were read."""
 
     readings: Readings
+
+    @property
+    def is_urgent(self) -> bool:
+        """It may be the owner."""
+        return True
 
 
 class PolicyChanged(GuardEvent, frozen=True):
@@ -86,6 +96,11 @@ class LeaseGranted(GuardEvent, frozen=True):
     endpoint: str
     units: tuple[LeasedUnit, ...]
     replaces: LeaseId = LeaseId(0)
+
+    @property
+    def is_urgent(self) -> bool:
+        """A session's is: a customer waits."""
+        return any(unit.unit_id == SESSION_UNIT for unit in self.units[:1])
 
 
 class LeaseRevoked(GuardEvent, frozen=True):

@@ -22,21 +22,26 @@ GROUPS_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Group(Generic[F]):
-    """One handled group: its transaction, and the effects that wait for it."""
+    """One handled group: its transaction, and the effects that come after it.
+
+    It is awaited if one of them hurries.
+    """
 
     entry: JournalEntry
     records: Sequence[Record]
     blobs: Sequence[Blob]
     effects: list[F]
+    is_awaited: bool
 
 
 class Commits(Generic[F]):
     """The way from the machine to the record.
 
-    Usually a group is written before the next one is handled. Groups that no effect waits for are
-    written together with what comes in the next moment. A storage that is slow or full
-    does not hold the machine up for longer than its patience: it goes on deciding, what need not
-    wait is done at once, and the groups line up here.
+    Usually a group is written before the next one is handled: what comes meanwhile makes a larger
+    group. Groups that are not awaited are written together with what comes in the next moment.
+    A storage that is slow or full does not hold the machine up for longer than its patience, and
+    not at all when something urgent has come: it goes on deciding, what need not wait is done at
+    once, and the groups line up here.
     """
 
     def __init__(
@@ -56,8 +61,10 @@ class Commits(Generic[F]):
         self._waiting: deque[Group[F]] = deque()
         self._work: asyncio.Task[None] | None = None
         self._awaited = 0
-        """How many of the waiting groups have effects that wait for them."""
+        """How many of the waiting groups are awaited."""
         self._is_wanted = asyncio.Event()
+        self._may_go_on = asyncio.Event()
+        """Whether the machine shall not wait any longer: an event is urgent, or all is written."""
         self._is_stopping = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "commits") if settings.commits_in_thread else None
 
@@ -80,27 +87,39 @@ class Commits(Generic[F]):
         """Write a group after those before it; `wake` is called when nothing is left to write."""
         has_worker = self._work is not None and not (self._work.done() and self.is_idle)
         self._waiting.append(group)
-        if group.effects:
+        self._may_go_on.clear()
+        if group.is_awaited:
             self._awaited += 1
             self._is_wanted.set()
         if not has_worker:
             self._work = asyncio.create_task(self._write_all(), name="commits")
-            self._work.add_done_callback(lambda _: wake())
+            self._work.add_done_callback(lambda _: self._done(wake))
 
     async def settle(self, patience_ms: int | None) -> None:
         """Wait until all is written, or the patience is over. Raises what stopped the writing.
 
-        With patience it waits only for what effects wait for.
+        With patience it waits only for what is awaited, and not when something is urgent.
         """
         if self._work is None:
             return
-        if patience_ms is not None and not self._awaited and not self._work.done():
-            return
-        patience_s = None if patience_ms is None else patience_ms / 1000
-        done, _ = await asyncio.wait({self._work}, timeout=patience_s)
-        if done:
+        if patience_ms is None:
+            await asyncio.wait({self._work})
+        elif self._awaited and not self._work.done():
+            timer = asyncio.get_running_loop().call_later(patience_ms / 1000, self.let_go)
+            await self._may_go_on.wait()
+            self._may_go_on.clear()
+            timer.cancel()
+        if self._work.done():
             work, self._work = self._work, None
             work.result()
+
+    def let_go(self) -> None:
+        """Let the machine wait no longer for what is being written."""
+        self._may_go_on.set()
+
+    def _done(self, wake: Callable[[], None]) -> None:
+        self.let_go()
+        wake()
 
     def stop(self) -> None:
         """Give a full storage one more try from here on."""
@@ -122,12 +141,12 @@ class Commits(Generic[F]):
             for group in groups:
                 self._waiting.popleft()
                 self._figures.sequence = group.entry.sequence
+                self._awaited -= group.is_awaited
                 if group.effects:
-                    self._awaited -= 1
                     self._perform(group.effects)
 
     async def _until_wanted(self) -> None:
-        """Wait a moment for more while no effect waits for what is here."""
+        """Wait a moment for more while nothing of what is here is awaited."""
         self._is_wanted.clear()
         if not self._awaited and not self._is_stopping.is_set():
             with contextlib.suppress(TimeoutError):

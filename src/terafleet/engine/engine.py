@@ -25,13 +25,14 @@ DISCARDED_MAX = 2_000
 class Effect(Protocol):
     """What the engine must know of an effect.
 
-    `when` is a class attribute: "now" (performed before the commit; may be lost), "commit"
-    (performed after the commit only), or "record" (becomes records of the same transaction).
+    `when` is "now" (performed before the commit; may be lost), "commit" (performed after the
+    commit only), "later" (the same, but the commit may wait a moment for more), or "record"
+    (becomes records of the same transaction).
     """
 
     @property
     def when(self) -> str:
-        """ "now", "commit" or "record"."""
+        """ "now", "commit", "later" or "record"."""
         ...
 
 
@@ -40,6 +41,12 @@ F = TypeVar("F", bound=Effect)
 
 def _say_nothing(is_full: bool) -> None:
     del is_full
+
+
+def _never(event: object) -> bool:
+    """No event is urgent."""
+    del event
+    return False
 
 
 def _do_nothing() -> None:
@@ -51,8 +58,9 @@ class Shell(Generic[E, F]):
     """What the engine calls in the world around it, always in the event loop's thread.
 
     None of them may raise (that is a bug and ends the engine) or block. `perform` takes
-    effects in their order, either all "now" or all "commit"; it may start tasks and submit
-    events. `time_event` makes the event that tells the machine the time in ms.
+    effects in their order, either all "now" or none of them; it may start tasks and submit
+    events. `time_event` makes the event that tells the machine the time in ms. An event that
+    `is_urgent` is handled without waiting for what is being written.
     `on_storage(True)` asks to refuse work that is not yet accepted. `on_commit_failed` says each
     time a commit found no room that whoever waits for one will wait on.
     """
@@ -62,6 +70,34 @@ class Shell(Generic[E, F]):
     time_event: Callable[[int], E]
     on_storage: Callable[[bool], None] = _say_nothing
     on_commit_failed: Callable[[], None] = _do_nothing
+    is_urgent: Callable[[E], bool] = _never
+
+
+@dataclass(frozen=True, slots=True)
+class _Sorted(Generic[F]):
+    """The effects of a group by what they wait for; `is_awaited` if one needs the commit soon."""
+
+    now: list[F]
+    record: list[F]
+    after: list[F]
+    is_awaited: bool
+
+
+def _sorted(effects: list[F]) -> _Sorted[F]:
+    now: list[F] = []
+    record: list[F] = []
+    after: list[F] = []
+    is_awaited = False
+    for effect in effects:
+        when = effect.when
+        if when == "now":
+            now.append(effect)
+        elif when == "record":
+            record.append(effect)
+        else:
+            after.append(effect)
+            is_awaited |= when == "commit"
+    return _Sorted(now, record, after, is_awaited)
 
 
 class Engine(Generic[E, F]):
@@ -94,6 +130,7 @@ class Engine(Generic[E, F]):
         self._stop = asyncio.Event()
         self._ended = asyncio.Event()
         self._is_running = False
+        self._is_hurried = False
         self._time_next_ms = 0
         self._storage = StorageWatch(store, settings, shell.on_storage, shell.on_commit_failed)
         self._snapshots = Snapshots(
@@ -135,6 +172,9 @@ class Engine(Generic[E, F]):
         if self._stop.is_set() or not self._inbox.put(event, blobs):
             self._figures.refused += 1
             return False
+        if self._shell.is_urgent(event):
+            self._is_hurried = True
+            self._commits.let_go()
         self._wake.set()
         return True
 
@@ -199,8 +239,9 @@ class Engine(Generic[E, F]):
         if self._is_time_due(now_ms):
             events.append(self._shell.time_event(now_ms))
             self._time_next_ms = now_ms + self._settings.wake_interval_min_ms
+        is_hurried, self._is_hurried = self._is_hurried, False
         if events:
-            self._handle(events, blobs, now_ms)
+            await self._handle(events, blobs, now_ms, is_hurried)
         await self._commits.settle(self._settings.commit_patience_ms)
         self._storage.check(now_ms)
         self._snapshots.reap()
@@ -245,17 +286,20 @@ class Engine(Generic[E, F]):
         due_ms = max(deadline_ms, self._time_next_ms)
         return max(1, min(wait_ms, due_ms - self._clock.now_ms()))
 
-    def _handle(self, events: list[E], blobs: list[Blob], now_ms: int) -> None:
+    async def _handle(
+        self, events: list[E], blobs: list[Blob], now_ms: int, is_hurried: bool
+    ) -> None:
         """One group: decide, perform what need not wait, hand the rest on to be written first."""
         assert now_ms >= self._at_ms, "the clock went back behind the journal"
         effects = self._machine.handle(*events)
-        by_when: dict[str, list[F]] = {"now": [], "commit": [], "record": []}
-        for effect in effects:
-            by_when[effect.when].append(effect)
-        if by_when["now"]:
-            self._shell.perform(by_when["now"])
+        sorted_effects = _sorted(effects)
+        if sorted_effects.now:
+            self._shell.perform(sorted_effects.now)
+            if is_hurried:
+                # What was sent just now leaves with the end of this turn of the event loop.
+                await asyncio.sleep(0)
         records: list[Record] = []
-        for effect in by_when["record"]:
+        for effect in sorted_effects.record:
             records.extend(self._shell.to_records(effect))
         blobs.extend(self._next_discarded())
         self._at_ms = now_ms
@@ -270,7 +314,8 @@ class Engine(Generic[E, F]):
         self._snapshots.count(len(events))
         self._figures.groups += 1
         self._figures.events += len(events)
-        self._commits.put(Group(entry, records, blobs, by_when["commit"]), self._wake.set)
+        group = Group(entry, records, blobs, sorted_effects.after, sorted_effects.is_awaited)
+        self._commits.put(group, self._wake.set)
 
     def _next_discarded(self) -> list[Blob]:
         count = min(len(self._discarded), DISCARDED_MAX)

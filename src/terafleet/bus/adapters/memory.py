@@ -171,9 +171,10 @@ class MemoryBus:
         self._send(subject, body, reply)
 
     async def subscribe(
-        self, subject: str, receive: Receive, group: str = ""
+        self, subject: str, receive: Receive, group: str = "", *, is_sole: bool = False
     ) -> MemorySubscription:
         """Receive messages of a subject. Raises BusRefused if not allowed."""
+        del is_sole  # Here everything goes the short way.
         check_pattern(subject)
         check_group(group)
         if not _is_allowed(self._subscribe_allowed, subject):

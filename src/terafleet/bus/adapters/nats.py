@@ -7,11 +7,10 @@ import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as ServerSubscription
 
 from terafleet.bus.adapters.answers import Answers
-from terafleet.bus.adapters.nats_connection import Connection, says_nobody_listens
+from terafleet.bus.adapters.nats_connection import Connection
 from terafleet.bus.credentials import UserCredentials
 from terafleet.bus.ports import (
     BusRefused,
@@ -59,10 +58,10 @@ class NatsSubscription:
         self.carrier = connection
         self._at_server = await connection.subscribe(self.subject, self.group, self.take)
 
-    def take(self, msg: Msg) -> None:
+    def take(self, message: Message, is_nobody: bool = False) -> None:
         """Hand a message over, unless it came too late or is only the server's word."""
-        if not self._is_ended and not says_nobody_listens(msg):
-            self._receive(Message(msg.subject, msg.data, msg.reply))
+        if not self._is_ended and not is_nobody:
+            self._receive(message)
 
 
 class NatsBus:
@@ -96,6 +95,7 @@ class NatsBus:
         self._state_listeners: list[Callable[[bool], None]] = []
         self._refusal_listeners: list[Callable[[Refusal], None]] = []
         self._subscriptions: dict[NatsSubscription, None] = {}
+        self._sole: dict[str, NatsSubscription] = {}
         self._answers = Answers(f"{inbox_prefix}.{secrets.token_hex(8)}")
         self._inbox: _Inbox | None = None
 
@@ -129,9 +129,18 @@ class NatsBus:
         check_subject(subject)
         if reply:
             check_subject(reply)
-        self._live().publish(subject, body, reply)
+        connection, sole = self._live(), self._sole.get(subject)
+        if sole is None:
+            connection.publish(subject, body, reply)
+            return
+        connection.check(body)
+        # In a turn of its own, as all that comes in: no receiver runs inside a publisher.
+        message = Message(subject, body, reply)
+        asyncio.get_running_loop().call_soon(sole.take, message)
 
-    async def subscribe(self, subject: str, receive: Receive, group: str = "") -> NatsSubscription:
+    async def subscribe(
+        self, subject: str, receive: Receive, group: str = "", *, is_sole: bool = False
+    ) -> NatsSubscription:
         """Receive messages of a subject; the server knows when this returns.
 
         Raises BusRefused if the credentials do not allow it.
@@ -140,6 +149,8 @@ class NatsBus:
         check_group(group)
         subscription = NatsSubscription(self, subject, group, receive)
         self._subscriptions[subscription] = None
+        if is_sole:
+            self._sole[subject] = subscription
         connection = self._connection
         if connection is not None and connection.is_alive:
             with contextlib.suppress(BusUnavailable):  # Then the next connection carries it.
@@ -182,6 +193,8 @@ class NatsBus:
     def forget(self, subscription: NatsSubscription) -> None:
         """Let no further connection carry this wish."""
         self._subscriptions.pop(subscription, None)
+        if self._sole.get(subscription.subject) is subscription:
+            del self._sole[subscription.subject]
 
     def _live(self) -> Connection:
         if self._connection is None:
@@ -277,11 +290,11 @@ class _Inbox(NatsSubscription):
         super().__init__(bus, answers.pattern, "", lambda _: None)
         self._answers = answers
 
-    def take(self, msg: Msg) -> None:
-        if says_nobody_listens(msg):
-            self._answers.nobody_listens(msg.subject)
+    def take(self, message: Message, is_nobody: bool = False) -> None:
+        if is_nobody:
+            self._answers.nobody_listens(message.subject)
         else:
-            self._answers.settle(msg.subject, msg.data)
+            self._answers.settle(message.subject, message.body)
 
 
 def reconnect_delay_ms(failures: int, chance: float) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+import uvloop
 
 from terafleet.agent.app import bare_noop
 from terafleet.agent.ports import RuntimeModel, SessionPiece, SessionWork
@@ -49,12 +50,12 @@ def measure_live(churn_s: float, seed: int) -> dict[str, Any]:
 
 def _quiet_fleet() -> dict[str, Any]:
     with _Fleet(CARS, SLOTS, token_ms=0) as fleet:
-        return asyncio.run(_measure_overhead(fleet))
+        return uvloop.run(_measure_overhead(fleet))
 
 
 def _churning_fleet(churn_s: float, seed: int) -> dict[str, Any]:
     with _Fleet(CHURN_CARS, CHURN_SLOTS, CHURN_TOKEN_MS) as fleet:
-        return asyncio.run(_Churn(fleet, churn_s, seed).measure())
+        return uvloop.run(_Churn(fleet, churn_s, seed).measure())
 
 
 class _Fleet:

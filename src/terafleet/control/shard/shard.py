@@ -86,6 +86,7 @@ class Shard:
             ev.TimeAdvanced,
             on_storage,
             self._answers.refuse_waiting,
+            lambda event: event.is_urgent,
         )
         self._engine: Engine[ev.FleetEvent, FleetEffect] = Engine(
             recovery, ports.store, FLEET_CODEC, shell, self._clock, settings.engine
@@ -148,7 +149,7 @@ class Shard:
         self._subscriptions = [
             await self._bus.subscribe(UP_SUBJECTS, self._links.receive),
             await self._bus.subscribe(SHARD_SUBJECT, self._service.receive),
-            await self._bus.subscribe(SESSIONS_SUBJECT, self._wish_for_session),
+            await self._bus.subscribe(SESSIONS_SUBJECT, self._wish_for_session, is_sole=True),
         ]
         looking = asyncio.create_task(self._look_for_silence())
         try:

@@ -122,7 +122,9 @@ class LiveSessions:
     async def start(self) -> None:
         """Listen to shard and cars."""
         self._subscriptions = [
-            await self._bus.subscribe(live.fleet_subject(self._gateway_id), self._from_fleet),
+            await self._bus.subscribe(
+                live.fleet_subject(self._gateway_id), self._from_fleet, is_sole=True
+            ),
             await self._bus.subscribe(live.vehicle_subjects(self._gateway_id), self._from_car),
         ]
 
