@@ -81,22 +81,16 @@ async def test_a_publisher_hears_itself_in_a_later_turn(world: BusWorld) -> None
     await listener.wait_for(1)
 
 
-async def test_what_only_one_connection_hears_reaches_it_from_anywhere(world: BusWorld) -> None:
+async def test_what_one_connection_alone_hears_reaches_it_from_anywhere(world: BusWorld) -> None:
     bus, other = await connected(world), await connected(world)
     listener = Listener()
     subscription = await bus.subscribe("a", listener, is_sole=True)
     bus.publish("a", b"own", "reply")
-    assert listener.messages == [], "no receiver runs inside a publisher"
-    await listener.wait_for(1)
+    assert await listener.wait_for(1) == [b"own"]
     other.publish("a", b"other's")
-    await listener.wait_for(2)
-    assert listener.messages == [Message("a", b"own", "reply"), Message("a", b"other's")]
-    with pytest.raises(ValueError, match="too many"):
-        bus.publish("a", bytes(MESSAGE_BYTES_MAX + 1))
+    assert await listener.wait_for(2) == [b"own", b"other's"]
     bus.publish("a", b"too late")
     await subscription.end()
-    bus.publish("a", b"nobody's")
-    await asyncio.sleep(0.05)
     assert len(listener.messages) == 2
 
 
