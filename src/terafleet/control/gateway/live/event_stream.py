@@ -44,16 +44,29 @@ async def until_left(receive: Receive) -> None:
 async def while_reading(
     work: Coroutine[Any, Any, None], leaving: Coroutine[Any, Any, None]
 ) -> None:
-    """Do the work, and give it up at once when `leaving` ends. Raises what either raises."""
-    tasks = [asyncio.create_task(work), asyncio.create_task(leaving)]
+    """Do the work, and give it up at once when `leaving` ends. Raises what either raises.
+
+    The work is done in the task that asks for it: a second one takes as long as a small request.
+    """
+    working = asyncio.current_task()
+    assert working is not None
+    attending = asyncio.create_task(leaving)
+
+    def give_up(_: asyncio.Task[None]) -> None:
+        working.cancel()
+
+    attending.add_done_callback(give_up)
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        await work
+    except asyncio.CancelledError:
+        # Else somebody else has cancelled the request.
+        if not attending.done() or working.uncancel():
+            raise
+        attending.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        attending.remove_done_callback(give_up)
+        attending.cancel()
+        await asyncio.wait({attending})
 
 
 class EventStream:
