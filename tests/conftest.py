@@ -10,6 +10,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.postgresql_server import PostgresqlDatabase, PostgresqlMissing, PostgresqlServer
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Set by .ci/run, which installs the packages first: what they are missing for then fails.
@@ -58,6 +60,26 @@ def shared_file() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    """A server for the tests of this process; without one they skip, but for .ci/run: they fail."""
+    try:
+        server = PostgresqlServer()
+    except PostgresqlMissing as reason:
+        if os.environ.get(ALL_PACKAGES_VARIABLE):
+            pytest.fail(str(reason), pytrace=False)
+        pytest.skip(str(reason))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgresql_database(postgresql_server: PostgresqlServer) -> Iterator[PostgresqlDatabase]:
+    """An empty database of the test's own."""
+    with postgresql_server.database() as database:
+        yield database
 
 
 def children_of(process_id: int) -> dict[int, bytes]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from terafleet.engine.adapters.memory import MemoryStore
+from terafleet.engine.adapters.postgresql import PostgresqlStore
 from terafleet.engine.adapters.sqlite import SqliteStore
 from terafleet.engine.clock import Clock, ManualClock
 from terafleet.engine.engine import Engine, Shell
@@ -24,6 +25,7 @@ from tests.contract.counter_ledger import (
     TimeAdvanced,
     to_records,
 )
+from tests.postgresql_server import PostgresqlDatabase
 
 WAIT_S = 20.0
 
@@ -183,3 +185,8 @@ def reopen_memory() -> Callable[[], Store]:
 def reopen_sqlite(path: Path) -> Callable[[], Store]:
     """A file that is opened again by whoever comes; the store before must be closed."""
     return lambda: SqliteStore(path, "NORMAL")
+
+
+def reopen_postgresql(database: PostgresqlDatabase) -> Callable[[], Store]:
+    """A database that is opened again by whoever comes; the store before must be closed."""
+    return lambda: PostgresqlStore(database.url)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from terafleet.bus.ports import Bus, Message
-from terafleet.core.ids import Epoch, LeaseId, VehicleId
+from terafleet.core.ids import Epoch, LeaseId, ModelId, VehicleId
 from terafleet.core.reasons import LeaseEnding, Refused
 from terafleet.core.session_events import Piece
 from terafleet.protocol import sessions as live
@@ -51,13 +51,15 @@ class Plan(msgspec.Struct, frozen=True):
 class FakeFleet:
     """A fleet whose cars say the right thing, until a plan makes them fail.
 
-    `plans` are taken one for each question; without one all goes well.
+    `plans` are taken one for each question; without one all goes well. Only the models that are
+    `loaded` have spare slots; None are all.
     """
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
         self.plans: deque[Plan] = deque()
         self.usual = Plan()
+        self.loaded: set[ModelId] | None = None
         self.wanted: list[live.LeaseWanted] = []
         self.started: list[StartSession] = []
         self.stopped: dict[LeaseId, float] = {}
@@ -97,8 +99,8 @@ class FakeFleet:
         if isinstance(said, live.LeaseUnwanted):
             self._unwanted(said)
             return
-        plan = self.plans.popleft() if self.plans else self.usual
         self.wanted.append(said)
+        plan = self._plan(said)
         match plan.answer:
             case "":
                 self._grant(said, plan)
@@ -113,6 +115,12 @@ class FakeFleet:
                 task = asyncio.create_task(self._grant_later(said, plan))
                 self._later.add(task)
                 task.add_done_callback(self._later.discard)
+
+    def _plan(self, said: live.LeaseWanted) -> Plan:
+        is_there = self.loaded is None or said.model_id in self.loaded
+        if said.only_spare and not is_there:
+            return Plan(REFUSED, Refused.NO_SLOT_SPARE)
+        return self.plans.popleft() if self.plans else self.usual
 
     def _unwanted(self, said: live.LeaseUnwanted) -> None:
         if said.lease_id == live.NO_LEASE:
@@ -216,7 +224,9 @@ class FakeFleet:
             return iter([Piece(0, (), line, finish_reason="stop")])
         request = oracle.checked(wanted.endpoint, start.body)
         if isinstance(request, LiveChat) and request.tools is not None:
-            return iter(oracle.call_pieces(request.tools[0].function.name))
+            name = request.tools[0].function.name
+            calls = [oracle.call_pieces(name, index) for index in range(choices_of(request))]
+            return itertools.chain(*calls)
         return self._texts(request, start.delivered, plan)
 
     def _texts(self, request: LiveBody, delivered: tuple[int, ...], plan: Plan) -> Iterator[Piece]:

@@ -94,6 +94,7 @@ class Stage:
         self.guard = FakeGuard()
         self.events: list[ev.AnyGuardEvent] = []
         self.grants: list[wire.Grant] = []
+        self.kept: list[wire.KeptModel] = []
         self.capability = Capability(("onnx",), 1_024, 2)
         self.refused = 0
         self.buses: list[MemoryBus] = []
@@ -105,6 +106,7 @@ class Stage:
             submit=self._submit,
             capability=lambda: self.capability,
             take_grant=self.grants.append,
+            take_kept=self.kept.append,
             refused=self._refuse,
             start_session=self.sessions_begun.append,
             stop_session=self.sessions_ended.append,

@@ -1,16 +1,13 @@
 """A gateway over HTTP with a fake fleet behind it, and the official clients before it."""
 
-import asyncio
 import hashlib
 import secrets
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import msgspec
-import uvicorn
 from litestar import Litestar
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient, DefaultHttpxClient, OpenAI
 
@@ -26,6 +23,7 @@ from terafleet.protocol.manifest import Manifest, SignedManifest, manifest_bytes
 from terafleet.protocol.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS
 from tests.contract.customer_stage import ALICE, START_MS, WAIT_S, until
 from tests.contract.fake_live_fleet import FakeFleet
+from tests.contract.http_stage import served
 from tests.contract.live_stage import live_sessions
 
 WRITER, BIG_WRITER, EMBEDDER = "org/writer", "org/writer-big", "embedder"
@@ -168,17 +166,8 @@ class Server:
 async def live_server() -> AsyncIterator[Server]:
     """A server on a free port of loopback."""
     app = create_app(Stage(HASTY).context)
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, lifespan="on", ws="none", access_log=False)
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    await until(lambda: server.started)
-    try:
-        yield Server(app, f"http://127.0.0.1:{listener.getsockname()[1]}")
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
+    async with served(app) as (_, url):
+        yield Server(app, url)
 
 
 def data_of(event: str) -> Any:

@@ -131,13 +131,13 @@ def _logprobs(request: LiveBody, words: tuple[str, ...]) -> bytes:
 ARGUMENTS = '{"place": "Köln"}'
 
 
-def call_pieces(name: str) -> list[Piece]:
-    """A call of a tool, as llama.cpp tells it piece by piece."""
+def call_pieces(name: str, index: int = 0) -> list[Piece]:
+    """A call of a tool in one text of an answer, as llama.cpp tells it piece by piece."""
     first = {"index": 0, "id": "call_1", "type": "function", "function": {"name": name}}
     parts = [{"index": 0, "function": {"arguments": part}} for part in ARGUMENTS]
     deltas = [first, *parts]
-    pieces = [Piece(0, (), "", tool_calls=msgspec.json.encode([delta])) for delta in deltas]
-    return [*pieces, Piece(0, (), "", finish_reason="tool_calls")]
+    pieces = [Piece(index, (), "", tool_calls=msgspec.json.encode([delta])) for delta in deltas]
+    return [*pieces, Piece(index, (), "", finish_reason="tool_calls")]
 
 
 def vectors_of(body: dict[str, Any]) -> list[list[float]]:

@@ -338,6 +338,7 @@ class Stage:
             submit=self._submit,
             capability=lambda: capability,
             take_grant=self.inputs.keep,
+            take_kept=lambda _: None,
             refused=lambda: None,
             start_session=self._start_session,
             stop_session=self._stop_session,

@@ -1,22 +1,24 @@
 """What every catalogue promises; and what the one on disk promises beyond that."""
 
 import sqlite3
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from terafleet.control.adapters.catalogue_memory import MemoryCatalogue
-from terafleet.control.adapters.catalogue_sqlite import CatalogueUnreadable, SqliteCatalogue
+from terafleet.control.adapters.catalogue_postgresql import PostgresqlCatalogue
+from terafleet.control.adapters.catalogue_sqlite import SqliteCatalogue
 from terafleet.control.adapters.catalogue_tables import APPLICATION_ID, FORMAT_VERSION
 from terafleet.control.ports import (
     Catalogue,
     CatalogueFull,
+    CatalogueUnreadable,
     CodeRow,
     FileRow,
     KeyRow,
@@ -24,23 +26,58 @@ from terafleet.control.ports import (
     VehicleRow,
 )
 from terafleet.protocol.manifest import SignedManifest
+from tests.postgresql_server import PostgresqlDatabase
+
+SOON_S = 10.0
 
 FileKey = tuple[int, str]
+Opener = Callable[[], Catalogue]
 
-KINDS = ("memory", "sqlite")
+# A server says that its disk is full with the code 53100; when it is, this trigger decides.
+SMALL_DISK = """
+CREATE FUNCTION find_no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF (SELECT sum(octet_length(summary)) FROM terafleet_catalogue.file) > 40000 THEN
+    RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100';
+  END IF;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER small_disk AFTER INSERT ON terafleet_catalogue.file
+FOR EACH ROW EXECUTE FUNCTION find_no_room();
+"""
 
 
-def opened(kind: str, path: Path, is_small: bool = False) -> Catalogue:
-    if kind == "memory":
-        return MemoryCatalogue(rows_max=5 if is_small else None)
-    return SqliteCatalogue(path / "catalogue.db", pages_max=16 if is_small else None)
+def opener(request: pytest.FixtureRequest, path: Path, is_small: bool = False) -> Opener:
+    """Opens catalogues of the kind that the test is about, and always the same one."""
+    if request.param == "memory":
+        return lambda: MemoryCatalogue(rows_max=5 if is_small else None)
+    if request.param == "sqlite":
+        return lambda: SqliteCatalogue(path / "catalogue.db", pages_max=16 if is_small else None)
+    database: PostgresqlDatabase = request.getfixturevalue("postgresql_database")
+    PostgresqlCatalogue(database.url).close()
+    if is_small:
+        database.sql(SMALL_DISK)
+    return lambda: PostgresqlCatalogue(database.url)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 def catalogue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalogue]:
-    found = opened(request.param, tmp_path)
+    found = opener(request, tmp_path)()
     yield found
     found.close()
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalogue]:
+    """A catalogue with room for a few files."""
+    found = opener(request, tmp_path, is_small=True)()
+    yield found
+    found.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    """Opens the same catalogue, as often as it is called."""
+    return opener(request, tmp_path)
 
 
 def file_row(file_id: str, created_ms: int = 1, customer_id: str = "cust_1") -> FileRow:
@@ -113,7 +150,9 @@ def test_files_come_in_pages_by_time(catalogue: Catalogue) -> None:
     assert ids("", "x", 9, is_ascending=True) == "", "another customer's file is no position"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     keys=st.sets(
         st.tuples(st.integers(0, 5), st.text("abc", min_size=1, max_size=3)), max_size=12
@@ -122,19 +161,31 @@ def test_files_come_in_pages_by_time(catalogue: Catalogue) -> None:
     is_ascending=st.booleans(),
 )
 def test_pages_one_after_the_other_give_all_files_once(
-    keys: set[FileKey], page: int, is_ascending: bool
+    catalogue: Catalogue, keys: set[FileKey], page: int, is_ascending: bool
 ) -> None:
     expected = [file_id for _, file_id in sorted(keys, reverse=not is_ascending)]
-    with tempfile.TemporaryDirectory() as folder:
-        for kind in KINDS:
-            found = opened(kind, Path(folder))
-            for created_ms, file_id in keys:
-                found.add_file(file_row(file_id, created_ms))
-            seen: list[str] = []
-            while rows := found.files("cust_1", "", seen[-1] if seen else "", page, is_ascending):
-                seen += [row.file_id for row in rows]
-            found.close()
-            assert seen == expected
+    for created_ms, file_id in keys:
+        catalogue.add_file(file_row(file_id, created_ms))
+    seen: list[str] = []
+    while rows := catalogue.files("cust_1", "", seen[-1] if seen else "", page, is_ascending):
+        seen += [row.file_id for row in rows]
+    # The next example finds the catalogue empty.
+    for file_id in expected:
+        assert catalogue.delete_file(file_id)
+    assert seen == expected
+
+
+def test_nothing_is_found_under_a_name_that_no_id_has(catalogue: Catalogue) -> None:
+    for name in ("", "a\0b", "\0", "x" * 10_000, "'; DROP TABLE file; --", "\U0001f697"):
+        assert catalogue.file(name) is None
+        assert catalogue.vehicle(name) is None
+        assert catalogue.model(name) is None
+        assert catalogue.model_by_name(name) is None
+        assert not catalogue.revoke_key(name, 5)
+        assert not catalogue.remove_vehicle(name, 5)
+        assert not catalogue.remove_model(name, 5)
+        assert not catalogue.delete_file(name)
+        assert not catalogue.files("cust_1", name, name, 5, is_ascending=True)
 
 
 def test_a_key_is_found_by_its_secret(catalogue: Catalogue) -> None:
@@ -228,9 +279,8 @@ def test_a_name_belongs_to_one_model_until_it_is_removed(catalogue: Catalogue) -
     assert catalogue.models() == [first], "a removed model comes back"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_full_catalogue_refuses_and_goes_on_when_there_is_room(kind: str, tmp_path: Path) -> None:
-    catalogue = opened(kind, tmp_path, is_small=True)
+def test_a_full_catalogue_refuses_and_goes_on_when_there_is_room(small: Catalogue) -> None:
+    catalogue = small
     added: list[str] = []
 
     def fill() -> None:
@@ -250,21 +300,20 @@ def test_a_full_catalogue_refuses_and_goes_on_when_there_is_room(kind: str, tmp_
         assert catalogue.delete_file(file_id)
     catalogue.add_file(file_row("file-y"))
     assert catalogue.file("file-y") == file_row("file-y")
-    catalogue.close()
 
 
-# What only the catalogue on disk promises.
+# What only the catalogues on disk promise.
 
 
-def test_all_of_it_is_there_after_a_restart(tmp_path: Path) -> None:
-    before = opened("sqlite", tmp_path)
+def test_all_of_it_is_there_after_a_restart(open_again: Opener) -> None:
+    before = open_again()
     before.add_file(file_row("file-1"))
     before.add_key(key_row(1))
     before.add_code(code_row(1))
     before.use_code(code_row(1).code_sha256, vehicle_row(), 50)
     before.add_model(model_row("1", "mini"))
     # Not closed: a process that was killed closes nothing.
-    after = opened("sqlite", tmp_path)
+    after = open_again()
     assert after.file("file-1") == file_row("file-1")
     assert after.keys() == [key_row(1)]
     assert after.vehicles() == [vehicle_row()]
@@ -275,8 +324,8 @@ def test_all_of_it_is_there_after_a_restart(tmp_path: Path) -> None:
     after.close()
 
 
-def test_of_many_who_use_a_code_at_once_one_wins(tmp_path: Path) -> None:
-    catalogues = [opened("sqlite", tmp_path) for _ in range(2)]
+def test_of_many_who_use_a_code_at_once_one_wins(open_again: Opener) -> None:
+    catalogues = [open_again() for _ in range(2)]
     for round_number in range(5):
         row = CodeRow(bytes([round_number]) * 32, 1, 100)
         catalogues[0].add_code(row)
@@ -298,6 +347,59 @@ def test_of_many_who_use_a_code_at_once_one_wins(tmp_path: Path) -> None:
         assert len(catalogues[0].vehicles()) == round_number + 1
     for catalogue in catalogues:
         catalogue.close()
+
+
+def test_what_one_gateway_changes_counts_for_another_one_soon(open_again: Opener) -> None:
+    here, there = open_again(), open_again()
+    here.add_key(key_row(1))
+    here.add_model(model_row("1", "mini"))
+    for _ in range(2):
+        assert there.key_by_secret(key_row(1).secret_sha256) == key_row(1)
+        assert there.model_by_name("mini") == model_row("1", "mini")
+        assert there.model_by_name("maxi") is None
+    assert here.revoke_key("key_1", 50)
+    assert here.remove_model("1", 50)
+    here.add_model(model_row("2", "maxi"))
+
+    def is_seen() -> bool:
+        key = there.key_by_secret(key_row(1).secret_sha256)
+        assert key is not None
+        names = (there.model_by_name("mini"), there.model_by_name("maxi"))
+        return key.revoked_ms == 50 and names == (None, model_row("2", "maxi"))
+
+    until_s = time.monotonic() + SOON_S
+    while not is_seen():
+        assert time.monotonic() < until_s
+        time.sleep(0.02)
+    here.close()
+    there.close()
+
+
+def test_of_two_models_with_one_name_that_come_at_once_one_is_added(open_again: Opener) -> None:
+    catalogues = [open_again() for _ in range(2)]
+    for round_number in range(5):
+        answers: list[str | None] = []
+        barrier = threading.Barrier(2)
+
+        def add(number: int, name: str, barrier: threading.Barrier = barrier) -> None:
+            row = model_row(f"{name}-{number}", name)
+            barrier.wait()
+            answers.append(catalogues[number].add_model(row))  # noqa: B023
+
+        threads = [
+            threading.Thread(target=add, args=(number, f"model-{round_number}"))
+            for number in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(answers, key=str) == [None, "model_name_taken"]
+    for catalogue in catalogues:
+        catalogue.close()
+
+
+# What only the catalogue in a file promises.
 
 
 def written(path: Path, statement: str) -> bytes:

@@ -20,6 +20,8 @@ from terafleet import __version__
 from terafleet.cli import main, words
 from terafleet.cli.failure import CommandFailed, extra_needed, files_mapped, show_failure
 from terafleet.cli.options import duration_s, host_and_port
+from terafleet.cli.up import Up
+from terafleet.control.gateway.canary import CanarySettings
 from terafleet.core.reasons import Refusal, Waiting
 from terafleet.protocol.errors import ERRORS
 from terafleet.protocol.model_files.refusal import ModelFileReason
@@ -130,6 +132,7 @@ def test_a_noun_that_is_not_installed_is_not_shown(
         (["up", "--listen", "8600"], "HOST:PORT"),
         (["up", "--bus-listen", "localhost:99999"], "HOST:PORT"),
         (["up", "--log-level", "loud"], "--log-level"),
+        (["up", "--canary-period-s", "-1"], "--canary-period-s"),
         (["batch", "submit", "no-such-file.jsonl"], "no-such-file.jsonl"),
         (["batch", "list", "--limit", "0"], "--limit"),
     ],
@@ -140,6 +143,10 @@ def test_wrong_usage_has_exit_code_2(given: list[str], told: str, stranger: Pers
     assert result.exit_code == 2, result.output
     assert told in result.stderr
     assert result.stdout == ""
+
+
+def test_the_canaries_period_is_told_as_it_is() -> None:
+    assert Up().canary_period_s * 1_000 == CanarySettings().period_ms
 
 
 def test_a_command_without_its_own_is_help(stranger: Person) -> None:
@@ -337,8 +344,20 @@ def test_an_agent_says_why_it_does_not_run(tmp_path: Path) -> None:
 def test_up_says_why_it_does_not_start(stranger: Person, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     stranger.fails("file_unusable", "up", "--data", str(tmp_path / "file" / "data"))
-    told = stranger.fails("database_unsupported", "up", "--database", "postgresql://host/db")
-    assert "SQLite" in told
+    for address in (
+        "mysql://me:hush@host/db",
+        "record.db",
+        "sqlite://",
+        "postgresql://me:hu/sh@host/db",
+        "postgresql://me:hu#sh@host/db",
+        "postgresql://me:hu?sh@host/db",
+        "postgresql://me:hu@sh@host/db",
+        "postgresql://me:hush/db",
+    ):
+        told = stranger.fails("database_unsupported", "up", "--database", address)
+        assert "postgresql://user@host/database" in told
+        assert "sh@" not in told
+        assert "hush" not in told
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         busy = terafleet("up", "--data", str(tmp_path / "data"), "--listen", f"127.0.0.1:{port}")

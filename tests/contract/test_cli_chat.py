@@ -19,7 +19,9 @@ import pytest
 
 from terafleet.cli.chat import PROMPT_BYTES_MAX, Chat, talk
 from terafleet.cli.failure import CommandFailed
+from terafleet.cli.words import CHAT_ADVICE
 from terafleet.core.session_events import Piece
+from terafleet.protocol.errors import ERRORS
 from terafleet.protocol.live import LiveChat, LiveCompletion
 from tests.contract import live_oracle as oracle
 from tests.contract.chat_stage import LiveThread, Opened, live_thread
@@ -183,6 +185,10 @@ def test_errors_say_what_to_do(alice: Person, gateway: Opened) -> None:
     assert "Say less" in alice.fails("context_length_exceeded", "chat", WRITER, HELLO)
     alice.environment["TERAFLEET_URL"] = "http://127.0.0.1:9"
     assert "Ask again" in alice.fails("gateway_unreachable", "chat", WRITER, HELLO)
+
+
+def test_advice_is_for_errors_that_there_are() -> None:
+    assert set(CHAT_ADVICE) - set(ERRORS) == {"gateway_unreachable"}
 
 
 @pytest.mark.parametrize(("options", "printed"), [([], "so far\n"), (["--json"], "")])

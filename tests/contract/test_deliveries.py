@@ -52,7 +52,7 @@ async def test_a_parcel_rides_in_its_receipt(stage: Stage) -> None:
 async def test_a_groups_receipts_are_handed_in_together(stage: Stage) -> None:
     effect = await finished(stage)
     lease_id = LeaseId(2)
-    broke = ev.AttemptBroke(0, lease_id, WorkUnitId(3), Failure.OVERDUE, "late", 17)
+    broke = ev.AttemptBroke(0, lease_id, WorkUnitId(3), Failure.RUNTIME_CRASHED, "late", 17)
     stage.perform(
         effect,
         receipt_of_ending(lease_id, LeaseEnding.OWNER_RETURNED, "back"),
@@ -62,7 +62,7 @@ async def test_a_groups_receipts_are_handed_in_together(stage: Stage) -> None:
     _, ending, failure = stage.receipts
     assert (ending.receipt_id, ending.ending) == (WHOLE_LEASE, LeaseEnding.OWNER_RETURNED)
     assert (ending.detail, ending.results, ending.payload) == ("back", (), b"")
-    assert (failure.receipt_id, failure.failure) == (3, Failure.OVERDUE)
+    assert (failure.receipt_id, failure.failure) == (3, Failure.RUNTIME_CRASHED)
     assert (failure.detail, failure.energy_mwh) == ("late", 17)
 
 

@@ -33,12 +33,15 @@ from tests.contract.engine_stage import (
     PowerCut,
     Stage,
     reopen_memory,
+    reopen_postgresql,
     reopen_sqlite,
 )
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
+    if request.param == "postgresql":
+        return reopen_postgresql(request.getfixturevalue("postgresql_database"))
     return reopen_memory() if request.param == "memory" else reopen_sqlite(tmp_path / "record.db")
 
 

@@ -32,8 +32,10 @@ from tests.contract.engine_stage import (
     PowerCut,
     Stage,
     reopen_memory,
+    reopen_postgresql,
     reopen_sqlite,
 )
+from tests.postgresql_server import PostgresqlServer
 
 CHILD_WORK_S = 0.2
 
@@ -127,6 +129,15 @@ def test_a_cut_at_any_point_keeps_exactly_what_was_committed_on_disk(
     asyncio.run(check_lives(reopen_sqlite(path), THREADED, all_of))
 
 
+@settings(max_examples=8, deadline=None)
+@given(all_of=lives)
+def test_a_cut_at_any_point_keeps_exactly_what_was_committed_on_a_server(
+    postgresql_server: PostgresqlServer, all_of: list[Life]
+) -> None:
+    with postgresql_server.database() as database:
+        asyncio.run(check_lives(reopen_postgresql(database), THREADED, all_of))
+
+
 async def snapshot_of_forty(stage: Stage) -> bytes | None:
     """The snapshot that an engine saves when it is asked to after forty events."""
     stage.add(*range(40))
@@ -150,6 +161,16 @@ async def test_a_forked_snapshot_holds_the_same_as_an_inline_one(tmp_path: Path)
         path = tmp_path / f"forks-{chosen.snapshots_by_fork}.db"
         bodies.add(await snapshot_of_forty(Stage(reopen_memory(), in_sevens)))
         bodies.add(await snapshot_of_forty(Stage(reopen_sqlite(path), in_sevens)))
+    assert len(bodies) == 1
+
+
+async def test_a_forked_child_leaves_the_connections_to_a_server_alone(
+    postgresql_server: PostgresqlServer,
+) -> None:
+    bodies = set()
+    for chosen in (INLINE, THREADED):
+        with postgresql_server.database() as database:
+            bodies.add(await snapshot_of_forty(Stage(reopen_postgresql(database), chosen)))
     assert len(bodies) == 1
 
 

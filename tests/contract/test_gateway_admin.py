@@ -4,7 +4,7 @@ import hashlib
 
 from terafleet.control.adapters.catalogue_memory import MemoryCatalogue
 from terafleet.control.gateway.keys import code_sha256
-from terafleet.control.ports import CodeRow, VehicleRow
+from terafleet.control.ports import CatalogueUnavailable, CodeRow, KeyRow, VehicleRow
 from terafleet.core.ids import VehicleId
 from terafleet.core.reasons import Refused
 from terafleet.protocol.admin import (
@@ -222,3 +222,28 @@ async def test_a_full_catalogue_is_told() -> None:
     async with serving(stage, stage.add_key("operator")) as client:
         response = await client.post("/admin/v1/keys", json={"name": "a"})
     assert code_of(response) == "storage_full"
+
+
+class AwayCatalogue(MemoryCatalogue):
+    """Its server is away from when a test says so."""
+
+    is_away = False
+
+    def key_by_secret(self, secret_sha256: bytes) -> KeyRow | None:
+        if self.is_away:
+            raise CatalogueUnavailable("connection refused")
+        return super().key_by_secret(secret_sha256)
+
+
+async def test_a_catalogue_out_of_reach_is_told_and_may_be_asked_again() -> None:
+    catalogue = AwayCatalogue()
+    stage = Stage(catalogue)
+    async with serving(stage, stage.add_key("operator")) as client:
+        catalogue.is_away = True
+        response = await client.get("/admin/v1/keys")
+        assert code_of(response) == "overloaded"
+        assert response.headers["retry-after"] == "2"
+        assert "x-should-retry" not in response.headers
+        assert "refused" not in response.text
+        catalogue.is_away = False
+        assert (await client.get("/admin/v1/keys")).status_code == 200

@@ -13,12 +13,21 @@ from msgspec.structs import replace
 from structlog.typing import EventDict
 
 from terafleet.control.adapters.objects_memory import MemoryObjects
+from terafleet.control.gateway.admin_models import WARM_SLOTS_MAX
 from terafleet.core.ids import ModelId
+from terafleet.core.reasons import Refused
 from terafleet.protocol.admin import ModelFileView, ModelList, ModelRemoved, ModelView
 from terafleet.protocol.manifest import Manifest, ManifestFile, needs_of
 from terafleet.protocol.model_rules import manifest_fault
 from terafleet.protocol.openai import CHAT_COMPLETIONS, EMBEDDINGS
-from terafleet.protocol.shard import AddModel, GetStatus, RemoveModel
+from terafleet.protocol.shard import (
+    AddModel,
+    Answered,
+    GetStatus,
+    RemoveModel,
+    WarmModel,
+    WarmView,
+)
 from tests.contract.fake_answers import shard_status
 from tests.contract.gateway_app import START_MS, Stage, code_of, decoded, serving
 from tests.contract.model_bodies import (
@@ -188,6 +197,53 @@ async def test_an_unknown_model_is_not_found() -> None:
         for model_id in ("x", "0" * 64):
             response = await client.delete(f"/admin/v1/models/{model_id}")
             assert code_of(response) == "model_not_found"
+            response = await client.put(f"/admin/v1/models/{model_id}/warm", json={"slots": 1})
+            assert code_of(response) == "model_not_found"
+
+
+async def test_a_model_is_kept_loaded() -> None:
+    stage = Stage()
+    async with serving(stage, stage.add_key("operator")) as client:
+        view = await publish(client, mini())
+        model_id = ModelId(view.model_id)
+        path = f"/admin/v1/models/{model_id}/warm"
+        other = WarmView(ModelId("other"), "other", 9, 9, 9)
+        warm = WarmView(model_id, "mini", 4, 3, 2)
+        stage.shard.answers[GetStatus] = replace(shard_status(), warm=(other, warm))
+        assert decoded(await client.put(path, json={"slots": 4}), WarmView) == warm
+        assert stage.shard.asked(WarmModel) == [WarmModel(model_id, 4)]
+        listed = decoded(await client.get("/admin/v1/models"), ModelList)
+        assert listed == ModelList((view,), (other, warm))
+        stage.shard.answers[GetStatus] = shard_status()
+        ended = decoded(await client.put(path, json={"slots": 0}), WarmView)
+        assert ended == WarmView(model_id, "mini", 0, 0, 0)
+        for slots in (-1, WARM_SLOTS_MAX + 1):
+            assert code_of(await client.put(path, json={"slots": slots})) == "invalid_value"
+        for body in (b"{}", b'{"slots": "many"}', b'{"slots": 1, "cars": 1}'):
+            assert (await client.put(path, content=body)).status_code == 400
+        stage.shard.answers[WarmModel] = Answered(Refused.NO_FEASIBLE_VEHICLE, "too large")
+        response = await client.put(path, json={"slots": 1})
+        assert code_of(response) == "no_feasible_vehicle"
+        assert "too large" in response.text
+        await client.delete(f"/admin/v1/models/{model_id}")
+        assert code_of(await client.put(path, json={"slots": 1})) == "model_not_found"
+    assert len(stage.shard.asked(WarmModel)) == 3
+
+
+async def test_only_operators_say_what_is_kept_loaded() -> None:
+    stage = Stage()
+    async with serving(stage, stage.add_key()) as client:
+        response = await client.put("/admin/v1/models/x/warm", json={"slots": 1})
+        assert code_of(response) == "operator_only"
+
+
+async def test_models_are_listed_also_when_the_shard_is_silent() -> None:
+    stage = Stage()
+    async with serving(stage, stage.add_key("operator")) as client:
+        view = await publish(client, mini())
+        await stage.shard.bus.close()
+        listed = decoded(await client.get("/admin/v1/models"), ModelList)
+        assert listed == ModelList((view,), None)
 
 
 WRONG_MANIFESTS: list[tuple[dict[str, Any], str]] = [

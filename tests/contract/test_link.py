@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from terafleet.agent.greeting import HELLO_MS_MAX
+from terafleet.agent.link import KEPT_MODELS_MAX
 from terafleet.agent.outbox import in_batches
 from terafleet.bus.ports import BusRefused, BusUnavailable
 from terafleet.core import guard_events as ev
@@ -192,9 +193,41 @@ async def test_a_grant_becomes_an_event_and_its_inputs_are_kept_first(stage: Sta
     assert len(six.units) == 1
 
 
+async def test_models_to_keep_become_an_event_and_their_places_are_known_first(
+    stage: Stage,
+) -> None:
+    models = tuple(wire.KeptModel(ModelId(name), f"/models/{name}?s") for name in "abc")
+    stage.plane.say(wire.KeepLoaded(Epoch(1), models))
+    stage.plane.say(wire.KeepLoaded(Epoch(1), ()))
+    await stage.time.settle()
+    assert stage.kept == list(models)
+    told = [(event.epoch, event.model_ids) for event in stage.of(ev.WarmModelsChanged)]
+    assert told == [(1, ("a", "b", "c")), (1, ())]
+
+
+async def test_more_models_than_a_car_can_have_are_not_kept(stage: Stage) -> None:
+    models = tuple(wire.KeptModel(ModelId(f"{one}"), "/m") for one in range(KEPT_MODELS_MAX + 5))
+    stage.plane.say(wire.KeepLoaded(Epoch(1), models))
+    await stage.time.settle()
+    (event,) = stage.of(ev.WarmModelsChanged)
+    assert len(event.model_ids) == len(stage.kept) == KEPT_MODELS_MAX
+
+
+async def test_a_failed_load_is_told_once_and_not_without_an_epoch(
+    stage: Stage, deaf: Stage
+) -> None:
+    failed = (ModelId("m"), Failure.OUT_OF_MEMORY, "no room")
+    for one in (stage, deaf):
+        one.link.report_load_failure(*failed)
+        await one.time.settle()
+    assert stage.plane.all(wire.LoadFailed) == [wire.LoadFailed(Epoch(1), *failed)]
+    assert deaf.plane.all(wire.LoadFailed) == []
+
+
 async def test_orders_of_another_epoch_are_passed_over(stage: Stage) -> None:
     before = list(stage.events)
     for epoch in (Epoch(0), Epoch(2)):
+        stage.plane.say(wire.KeepLoaded(epoch, (wire.KeptModel(ModelId("m"), "/m"),)))
         stage.plane.say(wire.Grants(epoch, (a_grant(5),)))
         stage.plane.say(wire.Revoke(epoch, (LeaseId(5),), LeaseEnding.OVERDUE))
         stage.plane.say(wire.HeartbeatAnswer(epoch, stage.time.now_ms()))
@@ -202,6 +235,7 @@ async def test_orders_of_another_epoch_are_passed_over(stage: Stage) -> None:
     await stage.time.settle()
     assert stage.events == before
     assert not stage.grants
+    assert not stage.kept
     assert stage.link.epoch == 1
 
 

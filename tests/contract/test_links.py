@@ -3,9 +3,14 @@
 import msgspec
 import pytest
 
-from terafleet.control.shard.links import SLOTS_MAX
+from terafleet.control.shard.links import (
+    DETAIL_CHARACTERS_MAX,
+    MODEL_ID_CHARACTERS_MAX,
+    SLOTS_MAX,
+)
 from terafleet.core import events as ev
-from terafleet.core.ids import Epoch
+from terafleet.core.ids import Epoch, ModelId
+from terafleet.core.reasons import Failure
 from terafleet.protocol import agent as wire
 from tests.contract.links_stage import (
     CAPABILITY,
@@ -103,6 +108,17 @@ async def test_what_a_car_reports_reaches_the_fleet(stage: Stage) -> None:
     ]
 
 
+async def test_a_model_that_a_car_cant_keep_reaches_the_fleet(stage: Stage) -> None:
+    epoch = await stage.connect()
+    failure = Failure.OUT_OF_MEMORY
+    await stage.say(wire.LoadFailed(epoch, ModelId("m"), failure, "x" * 10_000))
+    await stage.say(wire.LoadFailed(epoch, ModelId("m" * 10_000), failure, ""))
+    first, second = stage.told(ev.LoadFailed)
+    assert (first.vehicle_id, first.epoch, first.model_id) == (VEHICLE, epoch, "m")
+    assert (first.failure, first.detail) == (failure, "x" * DETAIL_CHARACTERS_MAX)
+    assert second.model_id == "m" * MODEL_ID_CHARACTERS_MAX
+
+
 async def test_a_message_of_another_epoch_is_fenced_and_goes_no_further(stage: Stage) -> None:
     epoch = await stage.connect()
     await stage.say(wire.Goodbye(Epoch(epoch + 1)))
@@ -182,6 +198,7 @@ async def test_a_silent_car_is_told_once_and_once_more_when_it_speaks_again(stag
     [
         wire.PermitReport(Epoch(1), ()),
         wire.CapabilityReport(Epoch(1), CAPABILITY),
+        wire.LoadFailed(Epoch(1), ModelId("m"), Failure.OUT_OF_MEMORY, ""),
         wire.Receipts(Epoch(1), ()),
         wire.Heartbeat(Epoch(1), 1, True),
     ],

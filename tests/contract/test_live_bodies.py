@@ -17,7 +17,13 @@ from terafleet.protocol.live import (
     output_tokens_max,
     stops_of,
 )
-from terafleet.protocol.live_schemas import DEPTH_MAX
+from terafleet.protocol.live_schemas import (
+    DEPTH_MAX,
+    ENTRIES_MAX,
+    PATTERN_CHARACTERS_MAX,
+    REPETITIONS_MAX,
+    repetitions_of,
+)
 from terafleet.protocol.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS
 
 TOOL = {"type": "function", "function": {"name": "open_door", "parameters": {"type": "object"}}}
@@ -103,6 +109,9 @@ def test_a_chat_may_ask(changes: dict[str, Any]) -> None:
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
         ({"max_tokens": 2**40}, "invalid_value", "max_tokens"),
         ({"logit_bias": {"word": 5}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": {str(one): 1 for one in range(2000)}}, "invalid_value", "logit_bias"),
+        ({"prompt": [1, -1]}, "invalid_value", "prompt"),
+        ({"prompt": [[2**40]]}, "invalid_value", "prompt"),
         ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
         ({"stream": True, "stream_options": {"other": 1}}, "invalid_value", "stream_options"),
     ],
@@ -184,6 +193,59 @@ def test_schemas_are_not_nested_for_ever(depth: int, is_taken: bool) -> None:
     function = {"name": "deep", "parameters": nested(depth)}
     outcome = chat(tools=[{"type": "function", "function": function}])
     assert isinstance(outcome, LiveChat) == is_taken
+
+
+def enum(values: int) -> dict[str, Any]:
+    return {"enum": [f"value {number}" for number in range(values)]}
+
+
+def pattern(text: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"^{text}$"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (enum(ENTRIES_MAX), None),
+        (enum(ENTRIES_MAX + 1), "512 entries"),
+        ({"properties": {f"p{number}": {} for number in range(ENTRIES_MAX + 1)}}, "512 entries"),
+        ({"anyOf": [enum(ENTRIES_MAX)] * 9}, "4096 values"),
+        (pattern(f"a{{{REPETITIONS_MAX}}}"), None),
+        (pattern("(a?){200}a{200}"), "more than 128 times"),
+        ({"properties": {"a": pattern("(.{0,30}){0,30}")}}, "more than 128 times"),
+        (pattern("[" * PATTERN_CHARACTERS_MAX), "1024 characters"),
+        ({"pattern": 5}, None),
+    ],
+)
+def test_schemas_that_would_keep_a_car_busy_for_ever_are_refused(
+    schema: dict[str, Any], words: str | None
+) -> None:
+    described = {"name": "large", "schema": schema}
+    outcome = chat(response_format={"type": "json_schema", "json_schema": described})
+    if words is None:
+        assert isinstance(outcome, LiveChat)
+        return
+    assert isinstance(outcome, LiveFault)
+    assert (outcome.code, outcome.param) == ("invalid_value", "response_format")
+    assert words in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("text", "repetitions"),
+    [
+        ("abc*d+e?", 0),
+        (r"\d{4}-\d{2}-\d{2}", 8),
+        (r"(\d{1,3}\.){3}\d{1,3}", 12),
+        ("(.{0,30}){5,}", 150),
+        ("((a{2}b){3}c{4}){5}", 50),
+        (r"[{9}]\{9\}(){2}", 2),
+        ("a{0}b{000000000300}", 300),
+        ("a{" + "9" * 900 + "}", 9_999_999),
+        (")){3}(((a{2}", 5),
+    ],
+)
+def test_repetitions_in_each_other_multiply(text: str, repetitions: int) -> None:
+    assert repetitions_of(text) == repetitions
 
 
 PERSON = {

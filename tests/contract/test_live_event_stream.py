@@ -182,6 +182,23 @@ def test_the_work_ends_when_the_client_leaves(is_streamed: bool) -> None:
     run(test)
 
 
+def test_who_leaves_as_the_work_ends_disturbs_nobody() -> None:
+    async def test(client: Client) -> None:
+        may_end = asyncio.Event()
+
+        async def work() -> None:
+            await may_end.wait()
+
+        serving = asyncio.create_task(client.serve(work()))
+        await asyncio.sleep(1)
+        client.leave()
+        may_end.set()
+        assert await serving == 1
+        assert not serving.cancelling()
+
+    run(test)
+
+
 def test_what_the_work_raises_is_raised() -> None:
     async def test(client: Client) -> None:
         async def work() -> None:

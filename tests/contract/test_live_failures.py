@@ -108,7 +108,7 @@ async def test_a_model_that_no_car_can_run(gateway: Gateway) -> None:
     with pytest.raises(openai.NotFoundError) as refused:
         await gateway.client.completions.create(**{**ASKED, "model": BIG_WRITER})
     assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
-    assert "the nearest lacks memory" in refused.value.message
+    assert refused.value.message.count("The nearest lacks memory.") == 1
     assert f"The nearest are {WRITER}." in refused.value.message
 
 
@@ -159,7 +159,7 @@ async def test_a_car_can_blame_nothing_but_the_request(gateway: Gateway, code: s
 async def test_what_can_not_move_ends_with_an_error(
     gateway: Gateway, ending: str, asked: dict[str, Any]
 ) -> None:
-    gateway.fleet.plans += [Plan(messages=2, ending=ending)] * 2
+    gateway.fleet.plans += [Plan(messages=2, ending=ending)] * (HASTY.restarts_max + 2)
     answer = await gateway.http.post(COMPLETIONS, json={**ASKED, **asked})
     assert code_of(answer) == "session_failed"
     events = await gateway.events(COMPLETIONS, {**ASKED, **asked})
@@ -170,6 +170,21 @@ async def test_what_can_not_move_ends_with_an_error(
         "server_error",
         None,
     )
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT_COMPLETIONS, EMBEDDINGS])
+async def test_a_whole_answer_that_can_not_move_begins_anew(gateway: Gateway, path: str) -> None:
+    bodies = {COMPLETIONS: {**ASKED, "n": 2}, CHAT_COMPLETIONS: {**CHAT, "n": 2, "max_tokens": 3}}
+    body = bodies.get(path, VECTORS)
+    right = (await gateway.http.post(path, json=body)).json()
+    gateway.fleet.plans += [Plan(messages=1, ending=LEFT), Plan(messages=1, ending=SILENT)]
+    answer = await gateway.http.post(path, json=body, headers={"terafleet-explain": "1"})
+    told = answer.json()
+    assert told.pop("terafleet") == {"moves": 2}
+    same = ("choices", "usage", "data")
+    assert [told.get(name) for name in same] == [right.get(name) for name in same]
+    assert [start.delivered for start in gateway.fleet.started] == [()] * 4
+    assert gateway.fleet.wanted[-1].excluded == ("veh-0", "veh-1")
 
 
 async def test_an_error_in_a_stream_reaches_the_program(gateway: Gateway) -> None:

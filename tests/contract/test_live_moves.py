@@ -25,7 +25,7 @@ from tests.contract.fake_live_fleet import (
     SILENT,
     Plan,
 )
-from tests.contract.live_gateway import WRITER, Gateway, Server, data_of, live_server
+from tests.contract.live_gateway import HASTY, WRITER, Gateway, Server, data_of, live_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -170,6 +170,7 @@ async def test_the_text_is_right_or_an_error_is_told(
     if heard.error:
         assert heard.error == "session_failed"
         assert not can_move(request)
+        assert is_streamed or len(plans) > HASTY.restarts_max
         return
     assert heard.texts == [text.whole for text in right]
     assert heard.ends == ["length"] * len(right)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from terafleet.agent.runtime_host.llama import LlamaModel, loader
-from terafleet.agent.runtime_host.models import Answers, ModelFailed
+from terafleet.agent.runtime_host.models import Answers, LiveEnd, LiveRequest, ModelFailed
 from terafleet.core.reasons import Failure
 from tests.contract.models_on_disk import STORIES_TEXT, stories_model
 
@@ -196,6 +196,37 @@ def test_a_stopped_attempt_ends_within_a_text(stories: LlamaModel) -> None:
         stories.serve(msgspec.json.encode(body), COMPLETIONS, is_stopped)
     assert raised.value.reason == Failure.STOPPED
     assert asked < 30
+
+
+def test_an_attempt_can_be_stopped_while_a_prompt_is_read(stories: LlamaModel) -> None:
+    asked = 0
+
+    def is_stopped() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 3
+
+    body = {**GREEDY, "prompt": [1, *[403] * 240], "max_tokens": 1}
+    with pytest.raises(ModelFailed) as raised:
+        stories.serve(msgspec.json.encode(body), COMPLETIONS, is_stopped)
+    assert raised.value.reason == Failure.STOPPED
+    # Once more at the end; the prompt has fifteen parts.
+    assert asked == 5
+
+
+def test_prompts_are_read_in_parts_that_are_over_soon(stories: LlamaModel) -> None:
+    asked = 0
+
+    def is_stopped() -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    prompt_tokens = 241
+    body = {**GREEDY, "prompt": [1, *[403] * (prompt_tokens - 1)], "max_tokens": 1}
+    request = LiveRequest(COMPLETIONS, msgspec.json.encode(body), ())
+    assert isinstance(stories.stream(request, lambda _piece: None, is_stopped), LiveEnd)
+    assert asked >= prompt_tokens // 16
 
 
 def test_embeddings_are_numbers_or_base64(vectors: LlamaModel) -> None:

@@ -25,7 +25,7 @@ from terafleet.core.reasons import LeaseEnding, Refused
 from terafleet.core.session import Session
 from terafleet.core.session_events import Piece, SessionSettings
 from terafleet.protocol.openai import COMPLETIONS
-from terafleet.protocol.shard import GetStatus
+from terafleet.protocol.shard import GetStatus, TimesTaken, WarmView
 from tests.contract.agent_stage import until
 from tests.contract.fake_answers import shard_status
 from tests.contract.fake_live_fleet import LEFT, QUEUED, REFUSED, Plan
@@ -35,6 +35,7 @@ from tests.contract.live_gateway import WRITER, live_server
 HERE, ELSEWHERE = "127.0.0.1", "192.0.2.7"
 PAGE = Path(__file__).parents[2] / "docs/mechanisms/health-and-metrics.md"
 UNITS = ("seconds", "bytes", "fds")
+WARM = WarmView(ModelId("m"), "writer", 5, 4, 3)
 
 Samples = Mapping[tuple[str, tuple[str, ...]], float]
 
@@ -70,7 +71,7 @@ def bearer(secret: str) -> dict[str, str]:
 
 async def test_the_form() -> None:
     stage = Stage()
-    canary = Canary(stage.context, CanarySettings(), lambda _: "none")
+    canary = Canary(stage.context, CanarySettings())
     async with asking(stage, watch=Watch(canary)) as client:
         await canary.send()
         response = await client.get("/metrics")
@@ -91,8 +92,10 @@ async def test_the_form() -> None:
 
 async def test_the_page_has_a_row_for_each() -> None:
     stage = Stage()
-    stage.shard.answers[GetStatus] = msgspec.structs.replace(shard_status(), bytes_free=1)
-    canary = Canary(stage.context, CanarySettings(), lambda _: "none")
+    stage.shard.answers[GetStatus] = msgspec.structs.replace(
+        shard_status(), bytes_free=1, sessions_queued={"writer": 0}, warm=(WARM,)
+    )
+    canary = Canary(stage.context, CanarySettings())
     async with asking(stage, watch=Watch(canary)) as client:
         await canary.send()
         found = families((await client.get("/metrics")).text)
@@ -198,7 +201,6 @@ async def test_what_the_shard_says() -> None:
         "events_refused": 3.0,
         "commits": 40.0,
         "commits_failed": 2.0,
-        "commit_ms_mean": 2.5,
         "inbox_length": 9.0,
         "snapshots": 1.0,
     }
@@ -211,6 +213,9 @@ async def test_what_the_shard_says() -> None:
         units_running=8,
         journal_sequence=123,
         figures=figures,
+        sessions_queued={"writer": 3, "embedder": 0},
+        warm=(WARM,),
+        commit_times=TimesTaken((2.5, 10.0), (30, 8, 2), 150.0),
     )
     async with asking(stage) as client:
         found = samples((await client.get("/metrics")).text)
@@ -221,7 +226,8 @@ async def test_what_the_shard_says() -> None:
             "units_running": 8,
             "storage_full": 1,
             "journal_sequence": 123,
-            "commit_mean_seconds": 0.0025,
+            "commit_seconds_count": 40,
+            "commit_seconds_sum": 0.15,
             "inbox_events": 9,
             "events_total": 70,
             "events_refused_total": 3,
@@ -232,6 +238,11 @@ async def test_what_the_shard_says() -> None:
         assert {name: found[name, ()] for name in expected} == expected
         states = ("offline", "refusing", "idle", "leased", "draining")
         assert [found["vehicles", (state,)] for state in states] == [0, 6, 5, 0, 0]
+        assert [found["sessions_queued", (one,)] for one in ("writer", "embedder")] == [3, 0]
+        warm = [found[f"warm_slots_{figure}", ("writer",)] for figure in ("wanted", "loaded")]
+        assert warm == [5, 3]
+        taken = [found["commit_seconds_bucket", (bound,)] for bound in ("0.0025", "0.01", "+Inf")]
+        assert taken == [30, 38, 40]
         assert found["storage_free_bytes", ("record",)] == 1_000
         assert found["process_cpu_seconds_total", ()] > 0
         assert found["process_resident_memory_bytes", ()] > 1e7
@@ -248,7 +259,7 @@ async def test_what_the_shard_says() -> None:
 
 async def test_what_canaries_say() -> None:
     stage = Stage()
-    canary = Canary(stage.context, CanarySettings(), lambda _: "none")
+    canary = Canary(stage.context, CanarySettings())
     async with asking(stage, watch=Watch(canary)) as client:
         found = samples((await client.get("/metrics")).text)
         assert found["canary_healthy", ()] == 0

@@ -69,6 +69,15 @@ async def test_a_model_that_does_not_load_is_unavailable(stage: Stage) -> None:
     assert (event.failure, event.detail) == (Failure.OUT_OF_MEMORY, "too large")
 
 
+async def test_a_failed_load_is_told_by_the_link(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[object, ...]] = []
+    monkeypatch.setattr(stage.link, "report_load_failure", lambda *one: said.append(one))
+    stage.perform(fx.ReportLoadFailure(ModelId("m"), Failure.OUT_OF_MEMORY, "no room"))
+    assert said == [("m", Failure.OUT_OF_MEMORY, "no room")]
+
+
 async def test_an_attempt_finishes_with_its_output_in_a_parcel(stage: Stage) -> None:
     await stage.loaded()
     name = await stage.started()

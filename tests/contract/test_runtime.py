@@ -25,6 +25,7 @@ from terafleet.agent.ports import (
     RuntimeWork,
 )
 from terafleet.core.reasons import Failure
+from terafleet.protocol.live_answers import Embeddings
 from tests.contract.models_on_disk import minilm_model, stories_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -159,6 +160,15 @@ async def test_an_attempt_has_one_answer_for_each_request(case: Case) -> None:
     assert isinstance(outcome, RuntimeResult)
     assert outcome.attempt_id == "a"
     assert outcome.prompt_tokens > 0
+
+
+async def test_a_runtime_without_a_model_answers_with_an_embedding() -> None:
+    case = Case(NoopRuntime(), RuntimeModel("none", "noop", Path("/nonexistent")))
+    await case.start()
+    (answer,) = answers_of(await case.runtime.run(case.work("a")))
+    told = msgspec.convert(answer["body"], Embeddings, strict=True)
+    assert [(one.index, one.embedding) for one in told.data] == [(0, [1.0])]
+    assert told.usage.total_tokens == 1
 
 
 async def test_the_last_line_needs_no_end(case: Case) -> None:

@@ -120,10 +120,9 @@ class Case:
 
 
 def new_case(kind: str, sessions: pytest.TempPathFactory) -> Case:
-    """A case of a kind, not started; a token of the one without a model takes a moment."""
+    """A case of a kind, not started."""
     if kind == "noop":
-        model = RuntimeModel("none", "noop", Path("/nonexistent"))
-        return Case(NoopRuntime(token_ms=0.2), model)
+        return Case(NoopRuntime(), RuntimeModel("none", "noop", Path("/nonexistent")))
     model = stories_model(sessions)
     settings = ChildSettings(models_folder=model.folder.parent, slots=SLOTS, niceness=0)
     return Case(ChildRuntime(model.runtime, settings), model)

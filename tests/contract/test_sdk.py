@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from terafleet.control.ports import CodeRow, VehicleRow
+from terafleet.core.ids import ModelId
 from terafleet.core.reasons import Refused
 from terafleet.core.work import BatchState
 from terafleet.protocol.errors import ERRORS
@@ -27,6 +29,8 @@ from terafleet.protocol.shard import (
     Story,
     StoryLine,
     VehicleList,
+    WarmModel,
+    WarmView,
 )
 from terafleet.sdk import AdminClient, FleetClient, TerafleetError, errors
 from terafleet.sdk.fleet import PATIENCE_S
@@ -161,6 +165,20 @@ def test_a_model_is_sent_once_and_published(admin: AdminClient, tmp_path: Path) 
     removed = admin.remove_model(view.model_id)
     assert set(removed.files_deleted) == {file.sha256 for file in manifest.files}
     assert admin.models().models == ()
+
+
+def test_a_model_is_kept_loaded(admin: AdminClient, gateway: Opened, tmp_path: Path) -> None:
+    view = admin.add_model(*text_model(tmp_path))
+    warm = WarmView(ModelId(view.model_id), view.manifest.name, 4, 4, 2)
+    gateway.shard.answers[GetStatus] = msgspec.structs.replace(shard_status(), warm=(warm,))
+    assert admin.warm_model(view.model_id, 4) == warm
+    assert gateway.shard.asked(WarmModel) == [WarmModel(ModelId(view.model_id), 4)]
+    assert admin.models().warm == (warm,)
+    with pytest.raises(errors.RequestInvalid) as caught:
+        admin.warm_model(view.model_id, -1)
+    assert caught.value.param == "slots"
+    with pytest.raises(errors.NotFound):
+        admin.warm_model("0" * 64, 1)
 
 
 def test_a_name_belongs_to_one_model(admin: AdminClient, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from terafleet.protocol import shard as q
 from terafleet.protocol.addresses import address_below, address_fault, folder_fault
 from terafleet.protocol.fleet_http import object_path
 from tests.contract.agent_stage import until
+from tests.contract.engine_stage import reopen_postgresql
 from tests.contract.shard_stage import (
     CUSTOMER,
     LINES,
@@ -41,11 +42,12 @@ ANSWERS = b"".join(LINES).upper()
 BATCH = BatchId("batch_1")
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ShardStage]:
     reopens: dict[str, Callable[[], Reopen]] = {
         "memory": reopen_memory,
         "sqlite": lambda: lambda: SqliteStore(tmp_path / "record.db", "NORMAL"),
+        "postgresql": lambda: reopen_postgresql(request.getfixturevalue("postgresql_database")),
     }
     made = ShardStage(reopens[request.param]())
     yield made

@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
+from terafleet.control.shard.service import REFUSED_FULL, UNREADABLE
 from terafleet.core.ids import BatchId, VehicleId
 from terafleet.core.reasons import Refused
 from terafleet.core.work import BatchState
 from terafleet.engine.adapters.memory import MemoryStore
+from terafleet.engine.ports import Record, StorageUnavailable
 from terafleet.protocol import shard as q
 from tests.contract.agent_stage import until
 from tests.contract.shard_stage import CUSTOMER, LINES, SETTINGS, ShardStage, reopen_memory
@@ -64,7 +66,7 @@ async def test_who_comes_later_is_told_and_nothing_of_it_is_done(stage: ShardSta
         q.RemoveVehicle(car),
     ):
         answer = await stage.gateway.ask(question, q.Answered)
-        assert answer == q.Answered(Refused.STORAGE_FULL, "the control plane's disk is full")
+        assert answer == REFUSED_FULL
     store_of(stage).fail_next(0)
     await until(lambda: stage.storage == [True, False])
     assert (await stage.gateway.view("batch_2")).cancelling_ms == 0
@@ -83,3 +85,31 @@ async def test_a_record_that_is_nearly_full_still_takes_a_cancel(stage: ShardSta
     await until(lambda: stage.storage == [True])
     assert await cancel(stage, "batch_1") == q.Answered()
     assert (await stage.gateway.view("batch_1")).cancelling_ms > 0
+
+
+class AwayStore(MemoryStore):
+    """Its server is away from when a test says so; what was committed before can't be read."""
+
+    is_away = False
+
+    def record(self, kind: str, record_id: str) -> Record | None:
+        if self.is_away:
+            raise StorageUnavailable("connection refused")
+        return super().record(kind, record_id)
+
+
+async def test_who_reads_while_the_database_is_away_is_told() -> None:
+    store = AwayStore()
+    stage = ShardStage(lambda: store)
+    await stage.open()
+    await stage.add_car("a")
+    assert await stage.gateway.create("batch_1", LINES) == q.Answered()
+    store.is_away = True
+    for question in (
+        q.GetBatch(BatchId("batch_1"), CUSTOMER),
+        q.ListBatches(CUSTOMER, "batch_1", 5),
+    ):
+        assert await stage.gateway.ask(question, q.Answered) == UNREADABLE
+    store.is_away = False
+    assert (await stage.gateway.view("batch_1")).requests == len(LINES)
+    await stage.close()

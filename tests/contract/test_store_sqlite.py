@@ -11,10 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from terafleet.engine.adapters.sqlite import SqliteStore, StorageDamaged, StoreInUse
-from terafleet.engine.ports import Blob, JournalEntry, Record, StorageVersionUnknown
+from terafleet.engine.adapters.sqlite import SqliteStore
+from terafleet.engine.ports import (
+    Blob,
+    JournalEntry,
+    Record,
+    StorageDamaged,
+    StorageVersionUnknown,
+    StoreInUse,
+)
 
-OPEN = "import sys, pathlib; from terafleet.engine.adapters.sqlite import SqliteStore, StoreInUse"
+OPEN = """
+import sys, pathlib
+from terafleet.engine.adapters.sqlite import SqliteStore
+from terafleet.engine.ports import StoreInUse
+"""
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from terafleet.core.ids import (
     SessionId,
     VehicleId,
 )
-from terafleet.core.records import LeaseRecord, VehicleRecord
+from terafleet.core.records import NOT_READY, LeaseRecord, VehicleRecord
 from terafleet.core.settings import FleetSettings
 from terafleet.core.work import AttemptResult
 from tests.core.fleet_world import EMBEDDINGS, MODEL, NO_REQUEST, SETTINGS, Car, World
@@ -48,6 +48,7 @@ class Wish:
         self.tokens = tokens
         self.ask = 0
         self.excluded: tuple[VehicleId, ...] = ()
+        self.only_spare = False
         self.seen = Seen.NOTHING
         self.lease_id = LeaseId(0)
         self.vehicle_id = VehicleId("")
@@ -68,6 +69,7 @@ class SessionsWorld(World):
         self.wishes: dict[SessionId, Wish] = {}
         self.lost: list[fx.TellLost] = []
         self.credited: Counter[VehicleId] = Counter()
+        self.canaries: Counter[VehicleId] = Counter()
         super().__init__(settings)
         self.happen(ev.ModelAdded(self.now_ms, CHAT, NO_REQUEST))
 
@@ -79,19 +81,26 @@ class SessionsWorld(World):
         *excluded: Car,
         tokens: int = 100,
         model: ModelNeeds = MODEL,
+        only_spare: bool = False,
     ) -> Wish:
         """A gateway asks for a slot, for the first time or again, and not on these cars."""
-        event = self.asked(name, *excluded, tokens=tokens, model=model)
+        event = self.asked(name, *excluded, tokens=tokens, model=model, only_spare=only_spare)
         self.happen(event)
         return self.wishes[event.session_id]
 
     def asked(
-        self, name: str, *excluded: Car, tokens: int = 100, model: ModelNeeds = MODEL
+        self,
+        name: str,
+        *excluded: Car,
+        tokens: int = 100,
+        model: ModelNeeds = MODEL,
+        only_spare: bool = False,
     ) -> ev.SessionWanted:
         """The question that `want` asks."""
         session_id = SessionId(name)
         wish = self.wishes.setdefault(session_id, Wish(session_id, model, tokens))
         wish.ask += 1
+        wish.only_spare = wish.only_spare or only_spare
         left = [one.vehicle_id for one in excluded]
         wish.excluded = tuple(dict.fromkeys((*wish.excluded, *left)))
         if wish.vehicle_id in left:
@@ -106,6 +115,7 @@ class SessionsWorld(World):
             EMBEDDINGS,
             wish.tokens,
             wish.excluded,
+            wish.only_spare,
         )
 
     def unwant(self, name: str) -> None:
@@ -147,7 +157,10 @@ class SessionsWorld(World):
             if isinstance(event, ev.AttemptsReturned) and self._is_due(event):
                 self._done(event)
                 self._note_answer(event)
+        best = self._best_slot(events[0]) if len(events) == 1 else None
         super().happen(*events)
+        if best is not None:
+            self._check_slot(best)
         self._check_sessions()
         return self.effects
 
@@ -155,8 +168,8 @@ class SessionsWorld(World):
         lease = self.fleet.state.leases[event.lease_id]
         if lease.session is None:
             return
-        self.credited[event.vehicle_id] += 1
         wish = self.wishes[lease.session.session_id]
+        (self.canaries if wish.only_spare else self.credited)[event.vehicle_id] += 1
         if not lease.is_unwanted and wish.lease_id == lease.lease_id:
             wish.seen = Seen.OVER
 
@@ -199,6 +212,9 @@ class SessionsWorld(World):
         """A session's lease reaches its car, which must be one that may have it."""
         car = self.cars[grant.vehicle_id]
         vehicle = self.vehicle(car)
+        if self.wishes[grant.session_id].only_spare:
+            assert not grant.replaces, "a canary preempts nobody"
+            assert grant.model_id in car.capability.loaded, "nothing is loaded for a canary"
         assert car.epoch == grant.epoch
         assert _permits(vehicle)
         assert vehicle.quarantined_until_ms <= self.fleet.state.now_ms
@@ -225,6 +241,29 @@ class SessionsWorld(World):
 
     # What must hold.
 
+    def _best_slot(self, event: ev.FleetEvent) -> tuple[int, bool] | None:
+        """Where a session that asks for its first slot is best off, or None without any slot.
+
+        How far its model is (in memory, on disk, elsewhere), and whether the slot is a batch's.
+        """
+        state = self.fleet.state
+        if not isinstance(event, ev.SessionWanted) or event.model_id not in state.models:
+            return None
+        is_new = event.session_id not in state.sessions
+        if not is_new or event.only_spare or event.session_id in state.queued_sessions:
+            return None
+        wish = self.wishes[event.session_id]
+        suitable = [one for one in state.vehicles.values() if self._suits(one, wish)]
+        slots = [(_distance(one, wish.model), one.ready_level == NOT_READY) for one in suitable]
+        return min(slots, default=None)
+
+    def _check_slot(self, best: tuple[int, bool]) -> None:
+        """The session that just asked has got the best slot that there was."""
+        (grant,) = self.said(fx.GrantSession)
+        vehicle = self.fleet.state.vehicles[grant.vehicle_id]
+        found = (_distance(vehicle, self.wishes[grant.session_id].model), grant.replaces != 0)
+        assert found <= best, "there was a slot with an earlier first token"
+
     def _check_sessions(self) -> None:
         state = self.fleet.state
         for wish in self.wishes.values():
@@ -241,6 +280,8 @@ class SessionsWorld(World):
         for vehicle_id, answers in self.credited.items():
             vehicle = state.vehicles.get(vehicle_id)
             assert vehicle is None or vehicle.units_succeeded >= answers
+        for vehicle in state.vehicles.values():
+            assert vehicle.canaries_answered <= self.canaries[vehicle.vehicle_id]
 
     def _suits(self, vehicle: VehicleRecord, wish: Wish) -> bool:
         """Whether a car has a slot that a session could have: free, or a batch's."""
@@ -258,6 +299,14 @@ class SessionsWorld(World):
 def _permits(vehicle: VehicleRecord) -> bool:
     is_there = vehicle.epoch != 0 and not vehicle.is_silent
     return is_there and not vehicle.refusals and not vehicle.is_draining
+
+
+def _distance(vehicle: VehicleRecord, needs: ModelNeeds) -> int:
+    """How far a model is: 0 in memory, 1 on disk, 2 elsewhere."""
+    assert vehicle.capability is not None
+    if needs.model_id in vehicle.capability.loaded:
+        return 0
+    return 1 if needs.model_id in vehicle.capability.models else 2
 
 
 def _can_run(vehicle: VehicleRecord, needs: ModelNeeds) -> bool:

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from terafleet.core import guard_effects as fx
 from terafleet.core import guard_events as ev
-from terafleet.core.guard import Guard
+from terafleet.core.guard import WARM_AGAIN_MS, Guard
 from terafleet.core.guard_effects import GuardState
 from terafleet.core.ids import WHOLE_LEASE, Epoch, LeaseId, ModelId, ReceiptId, WorkUnitId
 from terafleet.core.policy import OwnerPolicy
@@ -38,7 +38,8 @@ class CarWorld:
 
     `running` has the attempts of each run that have not ended, in their order; `open_units` those
     of each lease; `stopped` what was running when a lease was given up. `kept` are the receipts
-    that the guard must not forget.
+    that the guard must not forget. `warm` are the models that the control plane wants in memory,
+    `memory` those that stand there.
     """
 
     def __init__(self, slots: int = 1, policy: OwnerPolicy = POLICY) -> None:
@@ -53,6 +54,10 @@ class CarWorld:
         self.is_suspended = False
         self.is_killed = False
         self.preparing: list[ModelId] = []
+        self.memory: set[ModelId] = set()
+        self.warm: list[ModelId] = []
+        self.failed_loads: list[fx.ReportLoadFailure] = []
+        self.exited_ms = 0
         self.sent: list[fx.SendReceipt] = []
         self.reports: list[fx.ReportPermit] = []
         self.forgotten: list[ReceiptName] = []
@@ -94,6 +99,23 @@ class CarWorld:
             case ev.LinkFenced(epoch=epoch):
                 if epoch in (0, self.guard.epoch):
                     self.granted.clear()
+                    self.warm.clear()
+            case ev.LinkWelcomed():
+                self.warm.clear()
+            case ev.WarmModelsChanged(epoch=epoch, model_ids=model_ids):
+                if epoch and epoch == self.guard.epoch:
+                    self.warm = list(model_ids)
+            case ev.ModelReady(model_id=model_id):
+                self.memory.add(model_id)
+            case ev.ModelUnavailable(model_id=model_id):
+                self.memory.discard(model_id)
+                if model_id in self.preparing:
+                    self.preparing.remove(model_id)
+            case ev.RuntimeExited():
+                self.memory.clear()
+                self.preparing.clear()
+                if self.guard.state is not GuardState.YIELDING:
+                    self.exited_ms = self.now_ms
             case ev.ReceiptsAcknowledged(receipts=names):
                 for name in names:
                     self.kept.pop(name, None)
@@ -104,6 +126,7 @@ class CarWorld:
         """Nothing runs while the car refuses, nor after its leases have ended."""
         assert len(self.running) == self.guard.running <= self.slots
         self._check_nothing_is_lost()
+        self._check_memory()
         if self.running:
             assert self.guard.state is GuardState.PERMITTING
             assert self.heard_ms is not None
@@ -114,6 +137,13 @@ class CarWorld:
         if self.reports:
             assert self.reports[-1].state is self.guard.state
             assert self.reports[-1].refusals == self.guard.refusals
+
+    def _check_memory(self) -> None:
+        """What is to stay in memory is there or on its way, and nothing while the car refuses."""
+        if self.guard.state is not GuardState.PERMITTING:
+            assert self.is_killed or not (self.memory or self.preparing)
+        elif not self.exited_ms or self.now_ms >= self.exited_ms + WARM_AGAIN_MS:
+            assert self.memory.union(self.preparing).issuperset(self.warm)
 
     def _check_nothing_is_lost(self) -> None:
         """Every unit that was granted stands, is handed in, or its lease is given back."""
@@ -151,7 +181,13 @@ class CarWorld:
                 self.is_killed = True
                 self.preparing.clear()
             case fx.PrepareModel(model_id=model_id):
+                assert self.guard.state is GuardState.PERMITTING
+                assert model_id not in self.memory
+                assert model_id not in self.preparing
                 self.preparing.append(model_id)
+            case fx.ReportLoadFailure(model_id=model_id):
+                self.warm.remove(model_id)
+                self.failed_loads.append(effect)
             case fx.SendReceipt():
                 check_receipt(effect)
                 self.sent.append(effect)
@@ -174,6 +210,9 @@ class CarWorld:
         self.stopped.clear()
         self.is_suspended = self.is_killed = False
         self.preparing.clear()
+        self.memory.clear()
+        self.warm.clear()
+        self.exited_ms = 0
         self.happen(ev.AgentStarted(self.now_ms, self.policy, self.slots))
 
     def restart(self, *, from_snapshot: bool = True) -> None:
@@ -262,6 +301,16 @@ class CarWorld:
             self.preparing.remove(model_id)
             self.happen(ev.ModelReady(self.now_ms, model_id))
 
+    def keep(self, *model_ids: ModelId, epoch: int | None = None) -> None:
+        """The control plane wants these models to stay in memory."""
+        chosen = self.guard.epoch if epoch is None else Epoch(epoch)
+        self.happen(ev.WarmModelsChanged(self.now_ms, chosen, model_ids))
+
+    def fail_load(self, model_id: ModelId) -> None:
+        """A model on its way to the memory does not get there."""
+        failure = Failure.MODEL_UNAVAILABLE
+        self.happen(ev.ModelUnavailable(self.now_ms, model_id, failure, "why"))
+
     def finish(self, units: int = 1, at: int = 0, *, is_large: bool = False) -> None:
         """A run, the oldest or another one, tells so many outputs at most with one receipt."""
         if self.running:
@@ -313,7 +362,6 @@ class CarWorld:
         while self.running and not is_told_first:
             self.break_attempt()
         self.is_suspended = self.is_killed = False
-        self.preparing.clear()
         self.happen(ev.RuntimeExited(self.now_ms, "exit"))
         while self.running:
             self.break_attempt()

@@ -4,6 +4,7 @@ Its oracle is the right stream: whatever cars and messages do, the customer has 
 """
 
 import random
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -19,6 +20,7 @@ RIGHT = tuple(range(1_000, 1_024))
 SETTINGS = ev.SessionSettings()
 DURATION_MS = 60_000
 EPOCH = Epoch(7)
+BEAT_MS = 400
 
 
 class Attempt:
@@ -52,10 +54,18 @@ class Attempt:
 class SessionWorld:
     """A session, its fleet and cars, and what its customer has been told."""
 
-    def __init__(self, *, can_move: bool = True, settings: ev.SessionSettings = SETTINGS) -> None:
+    def __init__(
+        self,
+        *,
+        can_move: bool = True,
+        can_restart: bool = False,
+        settings: ev.SessionSettings = SETTINGS,
+    ) -> None:
         self.session = Session(settings)
         self.settings = settings
         self.can_move = can_move
+        self.can_restart = can_restart
+        self.restarts = 0
         self.now_ms = 1_000
         self.told: list[int] = []
         self.asks: list[fx.AskForLease] = []
@@ -68,7 +78,7 @@ class SessionWorld:
         self.ends: list[fx.FinishSession | fx.FailSession] = []
         self.has_customer = True
         self.effects: list[fx.AnySessionEffect] = []
-        self.happen(ev.SessionBegun(self.now_ms, can_move))
+        self.happen(ev.SessionBegun(self.now_ms, can_move, can_restart))
 
     # What happens.
 
@@ -132,6 +142,12 @@ class SessionWorld:
             case fx.Deliver():
                 assert self.has_customer
                 self.told += [token for piece in effect.pieces for token in piece.token_ids]
+            case fx.ForgetPieces():
+                assert self.can_restart
+                assert not self.can_move, "what can go on elsewhere does"
+                assert self.told, "there is nothing to forget"
+                self.told.clear()
+                self.restarts += 1
             case fx.FinishSession():
                 assert tuple(self.told) == RIGHT, "an answer that is finished is whole"
                 self.ends.append(effect)
@@ -152,6 +168,8 @@ class SessionWorld:
             case fx.SessionFailure.CANNOT_MOVE:
                 assert self.told, "an answer that has not begun can move"
                 assert not self.can_move
+                if self.can_restart and "nothing more" not in effect.detail:
+                    assert self.restarts == self.settings.restarts_max
             case fx.SessionFailure.MOVED_TOO_OFTEN:
                 assert self.session.moves == self.settings.moves_max
             case fx.SessionFailure.REFUSED:
@@ -172,6 +190,7 @@ class SessionWorld:
         deadline_ms = session.next_deadline_ms()
         assert (deadline_ms is None) == session.is_over, "it could hang"
         assert session.moves <= self.settings.moves_max
+        assert self.restarts <= min(session.moves, self.settings.restarts_max)
         assert len(self.left) <= session.moves + 1
 
     def tick(self, ms: int) -> None:
@@ -256,6 +275,74 @@ class SessionWorld:
 def state_of(world: SessionWorld) -> SessionState:
     """Where the session is."""
     return world.session.state
+
+
+def failure_of(world: SessionWorld) -> fx.FailSession:
+    """How the session has failed."""
+    (end,) = world.ends
+    assert isinstance(end, fx.FailSession)
+    assert state_of(world) is SessionState.FAILED
+    return end
+
+
+def begun(*, can_move: bool = True, can_restart: bool = False, tokens: int = 3) -> SessionWorld:
+    """A session whose customer has some tokens, or its gateway where it may begin anew."""
+    world = SessionWorld(can_move=can_move, can_restart=can_restart)
+    world.grant()
+    world.tell(tokens)
+    return world
+
+
+# How a car is lost.
+
+
+def lost_by_silence(world: SessionWorld) -> None:
+    """Nothing comes any more."""
+    world.tick(SETTINGS.silence_ms)
+
+
+def lost_by_a_stuck_runtime(world: SessionWorld) -> None:
+    """Its car beats on, and tells nothing."""
+    end_ms = world.now_ms + SETTINGS.stall_ms
+    while world.now_ms + BEAT_MS < end_ms:
+        world.tick(BEAT_MS)
+        world.beat()
+        assert world.session.moves == 0
+    world.tick(end_ms - world.now_ms)
+
+
+def lost_by_word(world: SessionWorld) -> None:
+    """The car says that it leaves."""
+    world.lose(LeaseEnding.OWNER_RETURNED)
+
+
+def lost_piece_then_piece(world: SessionWorld) -> None:
+    """A message is missing, as the next one shows."""
+    world.drop()
+    world.tell()
+
+
+def lost_piece_then_beat(world: SessionWorld) -> None:
+    """A message is missing, as a sign of life shows."""
+    world.drop()
+    world.beat()
+
+
+def lost_piece_then_end(world: SessionWorld) -> None:
+    """A message is missing, as the end shows."""
+    world.drop(len(RIGHT))
+    world.settle()
+
+
+Loss = Callable[[SessionWorld], None]
+LOSSES: tuple[Loss, ...] = (
+    lost_by_silence,
+    lost_by_a_stuck_runtime,
+    lost_by_word,
+    lost_piece_then_piece,
+    lost_piece_then_beat,
+    lost_piece_then_end,
+)
 
 
 def act(world: SessionWorld, name: str, chance: random.Random) -> None:

@@ -1,8 +1,8 @@
-"""Whether the fleet could ever run a batch, and why accepted work waits."""
+"""Whether the fleet could ever run a request, and why accepted work waits."""
 
 import pytest
 
-from terafleet.core.admission import refuse_batch, waiting_reason
+from terafleet.core.admission import admission_refusal, waiting_reason
 from terafleet.core.capability import (
     Capability,
     CapabilityClass,
@@ -21,9 +21,9 @@ CAR = CapabilityClass(("onnx",), 4_096, ())
 BIG_CAR = CapabilityClass(("llama", "onnx"), 16_384, ())
 
 
-def test_a_batch_that_some_car_can_run_is_taken() -> None:
-    assert refuse_batch([SMALL], EMBEDDINGS, [CAR], 3, 0) is None
-    assert refuse_batch([SMALL, LARGE], EMBEDDINGS, [CAR, BIG_CAR], 3, 0) is None
+def test_what_some_car_can_run_is_taken() -> None:
+    assert admission_refusal([SMALL], EMBEDDINGS, [CAR], 3, 0) is None
+    assert admission_refusal([SMALL, LARGE], EMBEDDINGS, [CAR, BIG_CAR], 3, 0) is None
 
 
 @pytest.mark.parametrize(
@@ -38,24 +38,25 @@ def test_a_batch_that_some_car_can_run_is_taken() -> None:
 def test_the_first_reason_is_told(
     needs: list[ModelNeeds | None], endpoint: str, vehicles: int, refused: Refused
 ) -> None:
-    found = refuse_batch(needs, endpoint, [CAR] if vehicles else [], vehicles, 0)
+    found = admission_refusal(needs, endpoint, [CAR] if vehicles else [], vehicles, 0)
     assert found is not None
     assert found[0] is refused
     assert found[1]
+    assert "batch" not in found[1], "live requests are told the same"
 
 
 def test_a_car_that_has_not_spoken_leaves_it_open() -> None:
-    assert refuse_batch([LARGE], EMBEDDINGS, [CAR], 2, 1) is None
+    assert admission_refusal([LARGE], EMBEDDINGS, [CAR], 2, 1) is None
 
 
 def test_the_words_name_what_is_nearest() -> None:
     larger = CapabilityClass(("onnx",), 8_192, ())
     other = CapabilityClass(("llama",), 65_536, ())
-    found = refuse_batch([LARGE], EMBEDDINGS, [CAR, larger, other], 7, 0)
-    words = "none of the 7 vehicles can run large: "
+    found = admission_refusal([LARGE], EMBEDDINGS, [CAR, larger, other], 7, 0)
+    words = "no car of the fleet can run large: "
     lack = "the nearest lends 8192 MB of memory, 9000 MB are needed"
     assert found == (Refused.NO_FEASIBLE_VEHICLE, words + lack)
-    found = refuse_batch([LARGE], EMBEDDINGS, [other], 7, 0)
+    found = admission_refusal([LARGE], EMBEDDINGS, [other], 7, 0)
     assert found == (Refused.NO_FEASIBLE_VEHICLE, words + "the nearest lacks the runtime onnx")
 
 

@@ -128,8 +128,7 @@ def test_a_batch_that_no_car_could_ever_run_is_refused_with_what_is_lacking() ->
     refused, words = refusal(world, created((large.model_id,)))
     assert refused is Refused.NO_FEASIBLE_VEHICLE
     assert words == (
-        "none of the 1 vehicles can run large: "
-        "the nearest lends 3840 MB of memory, 9000 MB are needed"
+        "no car of the fleet can run large: the nearest lends 3840 MB of memory, 9000 MB are needed"
     )
     car.capability = Capability(("onnx",), 16_000, 1)
     world.connect(car)

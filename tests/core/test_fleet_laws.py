@@ -271,7 +271,7 @@ def test_long_stories_end_well(seed: int) -> None:
     for name in [chance.choice(STEPS) for _ in range(300)]:
         step(world, name, chance)
     brought = Counter(world.brought_by.values())
-    assert len(brought) > 10, "a story without receipts proves little"
+    assert len(brought) >= 10, "a story without receipts proves little"
     assert max(brought.values()) > 1, "none of them brought several results"
     world.enrol("last-one", 2, "llama", "onnx")
     for car in world.cars.values():

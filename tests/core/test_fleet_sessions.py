@@ -10,7 +10,7 @@ from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.core.settings import FleetSettings
 from terafleet.core.work import BatchState, UnitState
 from tests.core.fleet_sessions_world import CHAT, GATEWAY, Seen, SessionsWorld, seen
-from tests.core.fleet_world import EMBEDDINGS, MODEL, Car
+from tests.core.fleet_world import EMBEDDINGS, LARGE_MODEL, MODEL, Car
 
 ON_DISK = (MODEL.model_id,)
 DURATION_MS = FleetSettings().session_ms_min
@@ -118,15 +118,51 @@ def test_the_latest_lease_of_a_batch_goes_first() -> None:
     assert world.want("one-more").seen is Seen.QUEUED, "sessions don't take each other's slots"
 
 
-def test_a_free_slot_is_taken_before_a_batchs() -> None:
+def test_the_slot_with_the_earliest_first_token_is_taken() -> None:
     world = SessionsWorld()
-    busy, free = world.enrol("busy"), world.enrol("free")
-    world.permit(free, Refusal.UNPLUGGED)
-    world.offer(busy, models=ON_DISK, loaded=ON_DISK)
-    world.batch("batch", 1)
-    world.permit(free)
-    assert world.want("live").vehicle_id == free.vehicle_id
-    assert len(world.leases(busy)) == 1
+    # A batch that none of the free cars can run, so that what is preempted keeps its cars.
+    busy = [world.enrol(f"busy-{name}", 1, "llama", "onnx") for name in ("loaded", "disk", "bare")]
+    free = [world.enrol(f"free-{name}") for name in ("loaded", "disk", "bare")]
+    for cars in (busy, free):
+        world.offer(cars[0], models=ON_DISK, loaded=ON_DISK)
+        world.offer(cars[1], models=ON_DISK, loaded=())
+    world.batch("batch", 3, model=LARGE_MODEL)
+    assert [len(world.leases(car)) for car in busy] == [1, 1, 1]
+    taken = []
+    for number in range(6):
+        wish = world.want(f"ses-{number}")
+        (grant,) = world.said(fx.GrantSession)
+        taken.append((wish.vehicle_id, bool(grant.replaces)))
+    expected = [
+        (car.vehicle_id, is_preempted)
+        for pair in zip(free, busy, strict=True)
+        for car, is_preempted in zip(pair, (False, True), strict=True)
+    ]
+    assert taken == expected
+    assert world.want("one-more").seen is Seen.QUEUED
+
+
+def test_leases_that_can_not_be_taken_hide_none_that_can() -> None:
+    world = SessionsWorld()
+    cars = [world.enrol(f"car-{at}") for at in range(40)]
+    world.batch("batch", 200)
+    *later, oldest = sorted(cars, key=lambda car: -world.leases(car)[0].lease_id)
+    for car in later:
+        world.fall_silent(car)
+    assert world.want("live").vehicle_id == oldest.vehicle_id
+    assert world.want("waiting", tokens=10).seen is Seen.QUEUED
+    world.speak_again(later[0])
+    assert world.wishes[SessionId("waiting")].vehicle_id == later[0].vehicle_id
+
+
+def test_cars_that_are_excluded_hide_none_that_is_not() -> None:
+    world = SessionsWorld()
+    other = world.enrol("other", 1)
+    excluded = [world.enrol(f"car-{at}", 3) for at in range(16)]
+    assert world.want("free", *excluded).vehicle_id == other.vehicle_id
+    world.answer(world.wishes[SessionId("free")])
+    world.batch("batch", 200)
+    assert world.want("taken", *excluded).vehicle_id == other.vehicle_id
 
 
 @pytest.mark.parametrize("trouble", ["silent", "refusing", "draining", "quarantined"])
@@ -160,6 +196,32 @@ def test_no_slot_is_taken_on_a_car_that_may_get_nothing(trouble: str) -> None:
         case "quarantined":
             world.tick(29_500)
     assert world.wishes[SessionId("two")].vehicle_id == car.vehicle_id, "its slot is there again"
+
+
+def test_a_car_that_does_well_again_lets_the_slots_of_its_batches_go() -> None:
+    world = SessionsWorld()
+    car = world.enrol("car", 2)
+    world.batch("batch", 12)
+    while not world.vehicle(car).quarantined_until_ms:
+        world.fail(car)
+    assert len(world.leases(car)) == 1, "so far it may get nothing"
+    assert world.want("live", tokens=10).seen is Seen.QUEUED
+    world.finish(car)
+    assert world.wishes[SessionId("live")].vehicle_id == car.vehicle_id
+
+
+def test_a_quarantine_that_is_over_and_not_yet_ended_hides_no_slot() -> None:
+    world = SessionsWorld()
+    car = world.enrol("car", 2)
+    world.batch("batch", 12)
+    while not world.vehicle(car).quarantined_until_ms:
+        world.fail(car)
+    world.lag(40_000)
+    world.release(car)
+    assert world.leases(car), "it works again"
+    world.tick(1)
+    world.check_time()
+    assert world.want("live").vehicle_id == car.vehicle_id
 
 
 # Asking again.

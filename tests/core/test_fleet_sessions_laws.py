@@ -12,18 +12,18 @@ from terafleet.core import effects as fx
 from terafleet.core import events as ev
 from terafleet.core.fleet import Fleet
 from terafleet.core.ids import SESSION_UNIT, LeaseId
-from terafleet.core.reasons import Failure, LeaseEnding, Refusal
+from terafleet.core.reasons import Failure, LeaseEnding, Refusal, Refused
 from terafleet.core.settings import FleetSettings
 from terafleet.core.work import BATCH_ENDS
 from tests.core.fleet_sessions_world import CHAT, Seen, SessionsWorld
 from tests.core.fleet_world import LARGE_MODEL, MODEL, NO_REQUEST, SETTINGS, Car, memory
 
 STEPS = (
-    "enrol", "enrol", "batch", "want", "want", "want", "want", "again", "again", "move", "move",
-    "move", "unwant", "unwant", "withdraw", "answer", "answer", "answer", "late", "finish",
-    "finish", "together", "together", "fail", "fail_often", "stop", "release", "unload", "permit",
-    "permit", "refuse", "silence", "heard", "reconnect", "reboot", "forget", "leave", "remove",
-    "drain", "shrink", "offer", "model", "restart", "tick", "tick", "long_tick", "lag",
+    "enrol", "enrol", "batch", "want", "want", "want", "want", "spare", "spare", "again", "again",
+    "move", "move", "move", "unwant", "unwant", "withdraw", "answer", "answer", "answer", "late",
+    "finish", "finish", "together", "together", "fail", "fail_often", "stop", "release", "unload",
+    "permit", "permit", "refuse", "silence", "heard", "reconnect", "reboot", "forget", "leave",
+    "remove", "drain", "shrink", "offer", "model", "restart", "tick", "tick", "long_tick", "lag",
 )  # fmt: skip
 SHORT_WAIT = FleetSettings(units_per_lease_max=3, session_wait_ms=8_000)
 
@@ -53,7 +53,17 @@ def step(world: SessionsWorld, name: str, chance: random.Random) -> None:
             world.tick(chance.randint(1, 120_000))
         case "lag":
             world.lag(chance.randint(1, 20_000))
-        case "want" | "again" | "move" | "unwant" | "withdraw" | "answer" | "late" | "together":
+        case (
+            "want"
+            | "spare"
+            | "again"
+            | "move"
+            | "unwant"
+            | "withdraw"
+            | "answer"
+            | "late"
+            | "together"
+        ):
             step_sessions(world, name, chance)
         case _ if world.cars:
             step_car(world, name, world.cars[chance.choice(sorted(world.cars))], chance)
@@ -64,6 +74,8 @@ def step_sessions(world: SessionsWorld, name: str, chance: random.Random) -> Non
     present = [one for one in world.wishes.values() if one.seen is not Seen.OVER]
     if name == "want":
         world.happen(wanted(world, chance))
+    elif name == "spare":
+        spare(world, chance)
     elif name == "late":
         late(world, chance)
     elif name == "together":
@@ -89,7 +101,19 @@ def wanted(world: SessionsWorld, chance: random.Random) -> ev.SessionWanted:
     """Another session is asked for."""
     model = chance.choice([MODEL, MODEL, CHAT, LARGE_MODEL])
     tokens = chance.choice([1, 10, 10, 100, 100_000])
-    return world.asked(f"ses-{len(world.wishes)}", tokens=tokens, model=model)
+    name, is_spare = f"ses-{len(world.wishes)}", chance.random() < 0.1
+    return world.asked(name, tokens=tokens, model=model, only_spare=is_spare)
+
+
+def spare(world: SessionsWorld, chance: random.Random) -> None:
+    """A canary goes to a car that has its model in memory, if there is one."""
+    model = chance.choice([MODEL, CHAT])
+    if world.cars and chance.random() < 0.5:
+        car = world.cars[chance.choice(sorted(world.cars))]
+        world.offer(car, models=(model.model_id,), loaded=(model.model_id,))
+    wish = world.want(f"ses-{len(world.wishes)}", tokens=1, model=model, only_spare=True)
+    if wish.seen is Seen.GRANTED and chance.random() < 0.7:
+        world.answer(wish)
 
 
 def late(world: SessionsWorld, chance: random.Random) -> None:
@@ -236,9 +260,20 @@ def test_long_stories_hold_all_that_can_happen_to_a_session(seed: int) -> None:
     for kind in (fx.GrantSession, fx.TellQueued, fx.TellRefused, fx.TellLost):
         assert kinds[kind], f"a story without {kind.__name__} proves little"
     assert any(one.replaces for one in said if isinstance(one, fx.GrantSession))
+    assert Refused.NO_SLOT_SPARE in {one.refused for one in said if isinstance(one, fx.TellRefused)}
     assert world.credited
     for share in (3, 5, 7):
         check_restored(world, len(world.history) * share // 8)
+    end_well(world)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_no_batch_wants_all_slots_canaries_go_through(seed: int) -> None:
+    chance = random.Random(seed)
+    steps = [*(one for one in STEPS if one != "batch"), *["spare"] * 10]
+    world = story(seed, [chance.choice(steps) for _ in range(300)])
+    assert world.canaries
+    check_restored(world, len(world.history) // 2)
     end_well(world)
 
 

@@ -85,6 +85,44 @@ def test_a_model_without_slots_keeps_no_other_model_waiting() -> None:
     assert len(world.leases(large)) == 1
 
 
+def test_models_that_compete_for_a_slot_get_it_by_how_long_they_wait() -> None:
+    world, _ = full_fleet(cars=1)
+    models = (CHAT, MODEL, MODEL, CHAT, CHAT, MODEL)
+    waiting = []
+    for number, model in enumerate(models):
+        world.tick(1)
+        waiting.append(world.want(f"ses-{number}", tokens=1, model=model))
+    holder = world.wishes[SessionId("first-0")]
+    for wish in waiting:
+        world.answer(holder)
+        assert seen(wish) is Seen.GRANTED
+        holder = wish
+
+
+def test_who_waits_is_told_a_place_that_is_never_too_hopeful() -> None:
+    world, _ = full_fleet(cars=1)
+    for number in range(5):
+        world.want(f"ses-{number}", tokens=10)
+    for number in (1, 3):
+        world.unwant(f"ses-{number}")
+    told = [world.want(f"ses-{number}").queued for number in (0, 2, 4)]
+    assert [one.wait_ms for one in told if one] == [1_000, 3_000, 3_000], "1 s each"
+    newest = world.want("newest", tokens=10)
+    assert newest.queued is not None
+    assert newest.queued.wait_ms == 4_000
+
+
+def test_who_excludes_a_car_no_more_gets_its_free_slot() -> None:
+    world, (one, _) = full_fleet(cars=2)
+    (holder,) = [wish for wish in world.wishes.values() if wish.vehicle_id == one.vehicle_id]
+    picky = world.want("picky", one, tokens=10)
+    world.answer(holder)
+    assert seen(picky) is Seen.QUEUED
+    picky.excluded = ()
+    world.want("picky")
+    assert picky.vehicle_id == one.vehicle_id
+
+
 def test_who_waits_too_long_is_refused_with_a_time_to_come_again() -> None:
     world, _ = full_fleet(cars=1)
     wish = world.want("waiting", tokens=1)

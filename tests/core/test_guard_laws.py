@@ -12,16 +12,18 @@ from hypothesis import strategies as st
 from terafleet.core import guard_events as ev
 from terafleet.core.guard_effects import GuardState
 from terafleet.core.ids import WHOLE_LEASE, LeaseId, ModelId, ReceiptId
-from terafleet.core.reasons import Failure, LeaseEnding
-from tests.core.guard_world import CarWorld, name_of, unit
+from terafleet.core.reasons import LeaseEnding
+from tests.core.guard_world import MODEL, CarWorld, name_of, unit
 
 OTHER_MODEL = ModelId("other")
+THIRD_MODEL = ModelId("third")
 STEPS = (
     "well", "well", "driver", "drive", "unplug", "empty", "hot", "blind", "tick", "long_tick",
     "heartbeat", "heartbeat", "grant", "grant", "old_grant", "model", "model", "finish", "finish",
     "break", "exit", "acknowledge", "revoke", "welcome", "fence", "restart", "unavailable",
     "late_heartbeat", "old_heartbeat", "late_finish", "nan", "pause", "work", "work", "work",
     "finish_all", "large", "stopped", "stopped", "confirm", "other_model", "work", "work", "break",
+    "keep", "keep", "old_keep", "warm", "warm", "warm", "work", "finish", "work", "finish",
 )  # fmt: skip
 
 
@@ -63,6 +65,8 @@ def step(world: CarWorld, name: str, chance: random.Random) -> None:
         case "other_model":
             if len(world.guard.lease_ids) <= world.slots:
                 world.grant(chance.randint(1, 5), model_id=OTHER_MODEL)
+        case "keep" | "old_keep" | "warm":
+            step_memory(world, name, chance)
         case "old_grant":
             world.grant(1, epoch=0)
         case "model":
@@ -79,6 +83,24 @@ def step(world: CarWorld, name: str, chance: random.Random) -> None:
         case _:
             step_lease(world, name)
             step_attempts(world, name, chance)
+
+
+def step_memory(world: CarWorld, name: str, chance: random.Random) -> None:
+    """The control plane wants some models in memory, or none; perhaps the car can load them."""
+    wanted = chance.sample([MODEL, OTHER_MODEL, THIRD_MODEL], chance.randint(0, 3))
+    if name == "old_keep":
+        world.keep(*wanted, epoch=world.guard.epoch + chance.choice([-1, 1]))
+        return
+    if name == "warm":
+        if not world.guard.epoch:
+            world.welcome()
+        world.permit()
+    world.keep(*wanted)
+    for model_id in world.preparing[:] if name == "warm" else ():
+        if chance.random() < 0.5:
+            world.model_ready(model_id)
+        else:
+            world.fail_load(model_id)
 
 
 def work(world: CarWorld, chance: random.Random) -> None:
@@ -150,9 +172,7 @@ def step_lease(world: CarWorld, name: str) -> None:
             world.happen(ev.LeaseRevoked(world.now_ms, lease_id, ending))
     if name == "unavailable":
         for model_id in world.preparing[:]:
-            world.preparing.remove(model_id)
-            failure = Failure.MODEL_UNAVAILABLE
-            world.happen(ev.ModelUnavailable(world.now_ms, model_id, failure, "why"))
+            world.fail_load(model_id)
 
 
 @settings(max_examples=200)
@@ -202,13 +222,14 @@ def test_long_stories_of_a_car_end_well(seed: int) -> None:
     chance = random.Random(seed)
     world = CarWorld(slots=1 + seed % 3)
     seen = set()
-    for name in [chance.choice(STEPS) for _ in range(400)]:
+    for name in [chance.choice(STEPS) for _ in range(600)]:
         step(world, name, chance)
         seen.add(world.guard.state)
     assert seen == set(GuardState), "a story without a state proves little"
     assert len(world.sent) > 50
     assert any(len(receipt.results) > 1 for receipt in world.sent)
     assert world.forgotten
+    assert world.failed_loads
     world.read(is_driver_present=True)
     assert not world.running
     assert not world.guard.lease_ids

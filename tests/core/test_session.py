@@ -1,7 +1,6 @@
 """The machine of a live session: what its customer gets, whatever fleet, cars and messages do."""
 
 import random
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -16,10 +15,14 @@ from terafleet.core.session_effects import SessionFailure
 from tests.core.session_world import (
     DURATION_MS,
     EPOCH,
+    LOSSES,
     RIGHT,
     SETTINGS,
+    Loss,
     SessionWorld,
     act,
+    begun,
+    failure_of,
     state_of,
 )
 
@@ -33,25 +36,12 @@ WITHOUT_END = tuple(name for name in STEPS if name not in ("leave", "model_refus
 HANG_MS = SETTINGS.open_patience_ms + SETTINGS.move_patience_ms + DURATION_MS
 
 
-def failure_of(world: SessionWorld) -> fx.FailSession:
-    """How the session has failed."""
-    (end,) = world.ends
-    assert isinstance(end, fx.FailSession)
-    assert state_of(world) is SessionState.FAILED
-    return end
-
-
-def begun(*, can_move: bool = True, tokens: int = 3) -> SessionWorld:
-    """A session whose customer has some tokens."""
-    world = SessionWorld(can_move=can_move)
-    world.grant()
-    world.tell(tokens)
-    return world
-
-
-def story(seed: int, names: list[str], *, can_move: bool) -> SessionWorld:
+def story(
+    seed: int, names: list[str], *, can_move: bool, can_restart: bool = False
+) -> SessionWorld:
     """A session to which all this has happened; `SessionWorld` keeps the laws at every step."""
-    world, chance = SessionWorld(can_move=can_move), random.Random(seed)
+    world = SessionWorld(can_move=can_move, can_restart=can_restart)
+    chance = random.Random(seed)
     for name in names:
         act(world, name, chance)
     return world
@@ -65,11 +55,12 @@ def story(seed: int, names: list[str], *, can_move: bool) -> SessionWorld:
     seed=st.integers(0, 2**32),
     names=st.lists(st.sampled_from(STEPS), max_size=60),
     can_move=st.booleans(),
+    can_restart=st.booleans(),
 )
 def test_laws_hold_and_what_comes_after_the_end_stands_no_longer(
-    seed: int, names: list[str], can_move: bool
+    seed: int, names: list[str], can_move: bool, can_restart: bool
 ) -> None:
-    world = story(seed, names, can_move=can_move)
+    world = story(seed, names, can_move=can_move, can_restart=can_restart)
     world.go_on_well()
     told = tuple(world.told)
     for granted in world.grants:
@@ -85,11 +76,12 @@ def test_laws_hold_and_what_comes_after_the_end_stands_no_longer(
     seed=st.integers(0, 2**32),
     names=st.lists(st.sampled_from(WITHOUT_END), max_size=60),
     can_move=st.booleans(),
+    can_restart=st.booleans(),
 )
 def test_a_session_that_hears_nothing_more_ends_by_itself(
-    seed: int, names: list[str], can_move: bool
+    seed: int, names: list[str], can_move: bool, can_restart: bool
 ) -> None:
-    world = story(seed, names, can_move=can_move)
+    world = story(seed, names, can_move=can_move, can_restart=can_restart)
     world.tick(HANG_MS)
     assert world.session.is_over
     (end,) = world.ends
@@ -114,16 +106,18 @@ def test_a_stream_that_can_move_is_whole_once_all_is_well(seed: int, names: list
 
 def test_stories_are_of_all_kinds() -> None:
     ends: set[object] = set()
-    moves = 0
+    moves = restarts = 0
     for seed in range(300):
         chance = random.Random(seed)
         names = [chance.choice(STEPS) for _ in range(60)]
-        world = story(seed, names, can_move=seed % 4 != 0)
+        world = story(seed, names, can_move=seed % 4 != 0, can_restart=seed % 8 == 0)
         moves = max(moves, world.session.moves)
+        restarts = max(restarts, world.restarts)
         for end in world.ends:
             ends.add(end.failure if isinstance(end, fx.FailSession) else "finished")
     assert ends >= {*SessionFailure, "finished"} - {SessionFailure.MOVED_TOO_OFTEN}
     assert moves >= 4, "stories in which nothing moves prove little"
+    assert restarts == SETTINGS.restarts_max
 
 
 # Opening.
@@ -268,52 +262,6 @@ def test_a_lease_that_comes_after_the_end_is_let_go(end: str) -> None:
 
 
 # Moving.
-
-
-def lost_by_silence(world: SessionWorld) -> None:
-    world.tick(SETTINGS.silence_ms)
-
-
-def lost_by_a_stuck_runtime(world: SessionWorld) -> None:
-    """Its car beats on, and tells nothing."""
-    end_ms = world.now_ms + SETTINGS.stall_ms
-    while world.now_ms + BEAT_MS < end_ms:
-        world.tick(BEAT_MS)
-        world.beat()
-        assert world.session.moves == 0
-    world.tick(end_ms - world.now_ms)
-
-
-def lost_by_word(world: SessionWorld) -> None:
-    world.lose(LeaseEnding.OWNER_RETURNED)
-
-
-def lost_piece_then_piece(world: SessionWorld) -> None:
-    world.drop()
-    world.tell()
-
-
-def lost_piece_then_beat(world: SessionWorld) -> None:
-    world.drop()
-    world.beat()
-
-
-def lost_piece_then_end(world: SessionWorld) -> None:
-    world.drop(len(RIGHT))
-    world.settle()
-
-
-BEAT_MS = 400
-
-Loss = Callable[[SessionWorld], None]
-LOSSES: tuple[Loss, ...] = (
-    lost_by_silence,
-    lost_by_a_stuck_runtime,
-    lost_by_word,
-    lost_piece_then_piece,
-    lost_piece_then_beat,
-    lost_piece_then_end,
-)
 
 
 @pytest.mark.parametrize("lose", LOSSES)
@@ -492,3 +440,17 @@ def test_what_the_model_refuses_no_other_car_is_asked_for() -> None:
     world.happen(ev.AttemptRefused(world.now_ms, *fault))
     said = fx.FailSession(SessionFailure.MODEL_REFUSED, "too long", fault[1], "messages")
     assert world.effects == [said]
+
+
+def test_who_waits_asks_again_when_a_car_may_be_asked_again() -> None:
+    world = begun()
+    one = world.at_hand().vehicle_id
+    world.lose()
+    world.grant()
+    two = world.at_hand().vehicle_id
+    world.lose()
+    world.queue()
+    asked = len(world.asks)
+    world.tick(SETTINGS.exclude_ms)
+    assert len(world.asks) == asked + 1, "the first car may be the only one that is left"
+    assert list(world.asks[-1].excluded) == [two] != [one]

@@ -27,10 +27,15 @@ from terafleet.agent.service import Adapters, Agent, runtime_memory_mb
 from terafleet.agent.settings import AgentSettings, SettingsRefused, load_settings
 from terafleet.bus.adapters.nats import NatsBus
 from terafleet.bus.ports import Bus, Connect, Refusal, RefusedAction
-from terafleet.engine.adapters.sqlite import SqliteStore, StorageDamaged, StoreInUse
+from terafleet.engine.adapters.sqlite import SqliteStore
 from terafleet.engine.clock import Clock
 from terafleet.engine.codec import JournalUnreadable
-from terafleet.engine.ports import StorageFull, StorageVersionUnknown
+from terafleet.engine.ports import (
+    StorageDamaged,
+    StorageFull,
+    StorageVersionUnknown,
+    StoreInUse,
+)
 
 LOCK_FILE = "agent.lock"
 RECORD_FOLDER = "record"

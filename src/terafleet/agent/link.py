@@ -20,8 +20,8 @@ from terafleet.bus.ports import Bus, BusRefused, BusUnavailable, Connect, Messag
 from terafleet.core import guard_events as ev
 from terafleet.core.capability import Capability
 from terafleet.core.events import HeldLease
-from terafleet.core.ids import Epoch, LeaseId, ReceiptId, VehicleId
-from terafleet.core.reasons import Refusal
+from terafleet.core.ids import Epoch, LeaseId, ModelId, ReceiptId, VehicleId
+from terafleet.core.reasons import Failure, Refusal
 from terafleet.core.units import MS_PER_S
 from terafleet.engine.clock import Clock
 from terafleet.protocol import agent as wire
@@ -31,6 +31,9 @@ LOOK_MS_MAX = 5_000
 CONNECT_MS_MIN = 1_000
 CONNECT_MS_MAX = 60_000
 BEAT_APART_MS = 1_000
+KEPT_MODELS_MAX = 64
+"""More than any car has room for: what a control plane may make us hold."""
+
 SILENT_BEATS = 3
 
 NO_EPOCH = Epoch(0)
@@ -56,14 +59,16 @@ class GuardView(Protocol):
 class LinkHooks(msgspec.Struct, frozen=True):
     """What the link needs of the agent around it; none of it may raise or block.
 
-    `take_grant` keeps a grant's inputs before the guard hears of it; `refused` hears that the
-    bus does not accept the credential. `start_session` and `stop_session` hear what gateways want.
+    `take_grant` keeps a grant's inputs before the guard hears of it, `take_kept` where a model
+    that is to stay in memory comes from; `refused` hears that the bus does not accept the
+    credential. `start_session` and `stop_session` hear what gateways want.
     """
 
     guard: GuardView
     submit: Callable[[ev.AnyGuardEvent], bool]
     capability: Callable[[], Capability]
     take_grant: Callable[[wire.Grant], None]
+    take_kept: Callable[[wire.KeptModel], None]
     refused: Callable[[], None]
     start_session: Callable[[wire.StartSession], None]
     stop_session: Callable[[LeaseId], None]
@@ -147,6 +152,11 @@ class Link:
         if self.epoch and offered != self._offered:
             self._offered = offered
             self._send(wire.CapabilityReport(self.epoch, offered))
+
+    def report_load_failure(self, model_id: ModelId, failure: Failure, detail: str) -> None:
+        """A model that is to stay in memory can't get there; said once."""
+        if self.epoch:
+            self._send(wire.LoadFailed(self.epoch, model_id, failure, detail))
 
     def hand_in(self, receipts: Sequence[wire.Receipt]) -> None:
         """Send receipts, again and again until `forget`."""
@@ -329,6 +339,15 @@ class Link:
             )
             self._submit(event)
 
+    def _models_kept(self, message: wire.KeepLoaded) -> None:
+        if message.epoch != self.epoch:
+            return
+        models = message.models[:KEPT_MODELS_MAX]
+        for model in models:
+            self._hooks.take_kept(model)
+        model_ids = tuple(model.model_id for model in models)
+        self._submit(ev.WarmModelsChanged(self._clock.now_ms(), message.epoch, model_ids))
+
     def _fenced(self, message: wire.Fenced) -> None:
         if message.epoch not in (NO_EPOCH, self.epoch):
             return
@@ -399,6 +418,7 @@ def _end_if_cancelled() -> None:
 _RECEIVERS: dict[type, Callable[[Link, Any], None]] = {
     wire.HeartbeatAnswer: Link._heartbeat_answered,
     wire.Grants: Link._granted,
+    wire.KeepLoaded: Link._models_kept,
     wire.Acknowledge: Link._acknowledged,
     wire.Revoke: Link._revoked,
     wire.StartSession: Link._session_started,

@@ -321,7 +321,8 @@ class LiveRuns:
         self._around.figures.broken += 1
         if not run.is_stopped:
             ending = LeaseEnding.ATTEMPT_FAILED
-            log.warning("session_broke", lease_id=lease_id, cause=failure.reason)
+            facts = {"cause": failure.reason, "detail": failure.detail}
+            log.warning("session_broke", lease_id=lease_id, **facts)
             self._say(run, CarLeft(run.session_id, lease_id, run.number, ending))
         event = AttemptBroke(
             self._clock.now_ms(),

@@ -165,7 +165,7 @@ class ModelCache:
     async def _fetch_offer(self, model_id: ModelId) -> ModelOffer | ModelFault:
         address = self._addresses.get(model_id)
         if address is None:
-            return ModelFault(ModelReason.ADDRESS_MISSING, "no grant has said where it is")
+            return ModelFault(ModelReason.ADDRESS_MISSING, "nobody has said where it is")
         text = await self._gateway.fetch(address, OFFER_BYTES_MAX)
         for failures in range(FETCH_TRIES_MAX - 1):
             if not isinstance(text, GatewayFault) or not text.is_passing:

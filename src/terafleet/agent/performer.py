@@ -122,6 +122,9 @@ class Performer:
         log.info("model_loaded", model_id=model_id, load_ms=loaded.load_ms)
         return None
 
+    def _report_load_failure(self, effect: fx.ReportLoadFailure) -> None:
+        self._rooms.link.report_load_failure(effect.model_id, effect.failure, effect.detail)
+
     def _start_attempts(self, effect: fx.StartAttempts) -> None:
         found = self._rooms.inputs.of(effect.lease_id)
         if found is not None and found.session_id:
@@ -155,6 +158,7 @@ class Performer:
 
 _DEEDS: dict[type, Callable[[Performer, Any], None]] = {
     fx.PrepareModel: Performer._prepare_model,
+    fx.ReportLoadFailure: Performer._report_load_failure,
     fx.StartAttempts: Performer._start_attempts,
     fx.StopAttempts: Performer._stop_attempts,
     fx.ForgetLease: Performer._forget_lease,

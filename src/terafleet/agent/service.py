@@ -49,7 +49,7 @@ from terafleet.engine.engine import Engine, Shell
 from terafleet.engine.ports import Record, StorageFull, Store
 from terafleet.engine.recovery import recover
 from terafleet.engine.settings import DAY_MS, MIB, EngineSettings
-from terafleet.protocol.agent import Grant, Receipt
+from terafleet.protocol.agent import Grant, KeptModel, Receipt
 
 LEAVE_S = 3.0
 """How long a stopping agent waits for its runtime's end and for acknowledgements."""
@@ -130,6 +130,7 @@ class Agent:
             submit=self._engine.submit,
             capability=self.capability,
             take_grant=self._take_grant,
+            take_kept=self._take_kept,
             refused=identity.renew_soon,
             start_session=lambda request: self._live.take_request(request),
             stop_session=lambda lease_id: self._live.unwanted(lease_id),
@@ -304,6 +305,9 @@ class Agent:
     def _take_grant(self, grant: Grant) -> None:
         self._inputs.keep(grant)
         self._cache.learn_address(grant.model_id, grant.manifest_address)
+
+    def _take_kept(self, model: KeptModel) -> None:
+        self._cache.learn_address(model.model_id, model.manifest_address)
 
     def _readings_changed(self, readings: Readings) -> None:
         self._engine.submit(ev.ReadingsChanged(self.clock.now_ms(), readings))

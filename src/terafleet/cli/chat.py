@@ -9,6 +9,7 @@ import typer
 from terafleet.cli.connection import Asking, failure_of, fleet_client
 from terafleet.cli.failure import CommandFailed, files_mapped
 from terafleet.cli.options import add_command
+from terafleet.cli.words import CHAT_ADVICE
 from terafleet.core.units import MS_PER_S, divide_up
 from terafleet.protocol.openai import CHAT_COMPLETIONS, COMPLETIONS
 
@@ -22,14 +23,6 @@ TEMPERATURE_MAX = 2.0
 MODELS_NAMED_MAX = 20
 
 _UNSERVED = ("model_not_found", "unsupported_endpoint")
-_AGAIN = "Ask again; the fleet then takes another car where it can."
-_ADVICE = {
-    "session_failed": _AGAIN,
-    "deadline_exceeded": _AGAIN,
-    "gateway_unreachable": "Ask again once the control plane can be reached.",
-    "no_vehicle_permits": "See why the cars refuse: terafleet vehicle list",
-    "context_length_exceeded": "Say less; in a conversation /reset forgets what was said.",
-}
 
 
 class Chat(Asking, frozen=True, kw_only=True):
@@ -139,7 +132,7 @@ class Asked:
         elif error.code in _UNSERVED:
             advice = self._others()
         else:
-            advice = _ADVICE.get(error.code, found.advice)
+            advice = CHAT_ADVICE.get(error.code, found.advice)
         return CommandFailed(found.code, found.message, advice)
 
     def _others(self) -> str:

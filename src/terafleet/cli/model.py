@@ -9,13 +9,14 @@ import typer
 from terafleet.cli.connection import Asking, admin_client
 from terafleet.cli.failure import CommandFailed, extra_needed, files_mapped
 from terafleet.cli.options import add_command, noun
-from terafleet.cli.output import moment, note, print_facts, print_json, print_table, size
+from terafleet.cli.output import NONE, moment, note, print_facts, print_json, print_table, size
 from terafleet.cli.words import ADVICE, MODEL_FILE_ADVICE
 
 if TYPE_CHECKING:
     from terafleet.cli.model_source import ModelPlan, Wishes
     from terafleet.protocol.admin import ModelView
     from terafleet.protocol.manifest import Manifest
+    from terafleet.protocol.shard import WarmView
     from terafleet.sdk import AdminClient
 
 _ID_SHOWN = 12
@@ -61,11 +62,21 @@ class Remove(Asking, frozen=True, kw_only=True):
     name: Annotated[str, typer.Argument(metavar="NAME", help="The model's name, or its id.")]
 
 
+class Warm(Asking, frozen=True, kw_only=True):
+    """The options of `model warm`."""
+
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The model's name, or its id.")]
+    slots: Annotated[
+        int, typer.Option(metavar="N", min=0, help="In how many slots of the fleet; 0 ends it.")
+    ]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands below `model`."""
     models = noun("model", "Add, list and remove the models that the fleet can run.")
     add_command(models, "add", Add, add_model, "terafleet model add org/encoder ./all-MiniLM-L6-v2")
     add_command(models, "list", Asking, list_models, "terafleet model list")
+    add_command(models, "warm", Warm, warm_model, "terafleet model warm org/encoder --slots 4")
     add_command(models, "remove", Remove, remove_model, "terafleet model remove org/encoder")
     app.add_typer(models)
 
@@ -102,7 +113,9 @@ def list_models(options: Asking) -> None:
     if options.is_json:
         print_json(found)
         return
-    columns = ("NAME", "RUNTIME", "ENDPOINTS", "MEMORY", "SIZE", "ADDED", "ID")
+    warm = {str(one.model_id): one for one in found.warm or ()}
+    columns = ["NAME", "RUNTIME", "ENDPOINTS", "MEMORY", "SIZE", "ADDED", "ID"]
+    columns += ["WARM"] if warm else []
     rows = [
         (
             view.manifest.name,
@@ -112,10 +125,41 @@ def list_models(options: Asking) -> None:
             size(_bytes_of(view.manifest)),
             moment(view.created_ms),
             view.model_id[:_ID_SHOWN],
+            *([_loaded_of(warm.get(view.model_id))] if warm else []),
         )
         for view in found.models
     ]
     print_table(columns, rows)
+    if found.warm is None:
+        note("The fleet does not answer: which models are kept loaded is not known.")
+
+
+def warm_model(options: Warm) -> None:
+    """Keep a model loaded in so many slots of the fleet, whichever cars come and go.
+
+    The fleet asks the cars that it expects to stay longest.
+    """
+    with admin_client(options) as client:
+        view = _find(client, options.name)
+        warm = client.warm_model(view.model_id, options.slots)
+    if options.is_json:
+        print_json(warm)
+        return
+    typer.echo(warmth_in_words(warm))
+
+
+def warmth_in_words(warm: "WarmView") -> str:
+    """How far it is with a model that shall stay loaded."""
+    if not warm.slots:
+        return f"{warm.name} need not stay loaded any more."
+    parts = [f"{_loaded_of(warm)} slots of {warm.name} are loaded now"]
+    coming = min(warm.slots_chosen, warm.slots) - warm.slots_loaded
+    if coming > 0:
+        parts.append(f"{coming} more are on their way, terafleet model list tells how far")
+    missing = warm.slots - warm.slots_chosen
+    if missing > 0:
+        parts.append(f"no car can take {missing} more at present, the next that can is asked")
+    return "; ".join(parts) + "."
 
 
 def remove_model(options: Remove) -> None:
@@ -218,6 +262,11 @@ def _find(client: "AdminClient", name: str) -> "ModelView":
         message = f"There is no model {name}."
         raise CommandFailed("model_not_found", message, ADVICE["model_not_found"])
     return found[0]
+
+
+def _loaded_of(warm: "WarmView | None") -> str:
+    """How many of the wanted slots have a model in memory; cars may give some more."""
+    return f"{min(warm.slots_loaded, warm.slots)} of {warm.slots}" if warm else NONE
 
 
 def _bytes_of(manifest: "Manifest") -> int:

@@ -48,4 +48,8 @@ def _facts_of_shard(shard: ShardStatus) -> list[tuple[str, str]]:
         ("cars", f"{total}: {states}" if total else "none; enrol one: terafleet vehicle code"),
         ("work units", f"{shard.units_waiting} waiting, {shard.units_running} running"),
         ("batches", f"{shard.batches_open} open"),
+        *(
+            ("kept loaded", f"{one.name} in {one.slots_loaded} of {one.slots} slots")
+            for one in shard.warm
+        ),
     ]

@@ -18,7 +18,9 @@ class Tell(Asking, frozen=True, kw_only=True):
     about: Annotated[
         str,
         typer.Argument(
-            metavar="ID", help="A batch, work unit, lease or car: batch_…, unit-7, lease-7, veh-…"
+            metavar="ID",
+            help="A batch, work unit, lease, car or model: batch_…, unit-7, lease-7, veh-…, "
+            "or the model's whole id.",
         ),
     ]
     limit: Annotated[
@@ -32,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def tell(options: Tell) -> None:
-    """Tell from the journal what happened to a batch, work unit, lease or car, oldest first."""
+    """Tell from the journal what happened to a batch, work unit, lease, car or model."""
     with admin_client(options) as client:
         page = client.story(options.about, options.limit)
     if options.is_json:

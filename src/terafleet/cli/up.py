@@ -1,5 +1,6 @@
 """The command that runs a control plane."""
 
+import importlib
 import os
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +14,7 @@ from terafleet.cli.options import add_command, host_and_port
 
 LEVELS = ("debug", "info", "warning", "error")
 
-
-SQLITE = "sqlite://"
-"""How the address of a database begins that this version can use; a path follows."""
+PERIOD_S_MAX = 86_400
 
 
 class Up(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,10 +51,24 @@ class Up(msgspec.Struct, frozen=True, kw_only=True):
         str,
         typer.Option(
             metavar="URL",
-            help=f"Where the record is kept: {SQLITE}/path/to/record.db.",
+            help="Where the record is kept: sqlite:///path/to/record.db or "
+            "postgresql://user@host/database.",
             show_default="SQLite in the data folder",
         ),
     ] = ""
+    canary_period_s: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=PERIOD_S_MAX,
+            help="Seconds between requests of its own that go all the way, for /healthz; 0: none.",
+        ),
+    ] = 30
+    is_metrics_open: Annotated[
+        bool,
+        typer.Option("--open-metrics", help="Let everybody read /metrics, without an API key."),
+    ] = False
     log_level: Annotated[
         str, typer.Option(metavar="LEVEL", help=f"One of {', '.join(LEVELS)}.")
     ] = "info"
@@ -76,15 +89,12 @@ def run_control_plane(options: Up) -> None:
     bus_host, bus_port = host_and_port(options.bus_listen)
     if options.log_level not in LEVELS:
         raise typer.BadParameter(f"--log-level must be one of {', '.join(LEVELS)}")
-    if options.database and not options.database.startswith(SQLITE):
-        # A record that is not where somebody believes it to be is worse than none.
-        message = f"{options.database} can't be used; this version keeps its record in SQLite."
-        advice = f"Leave --database out, or give {SQLITE}/path/to/record.db."
-        raise CommandFailed("database_unsupported", message, advice)
+    _check_database(options.database)
     folder = data_folder(options.data)
     _check_folder(folder)
     with extra_needed("control"):
         from terafleet.control.app import run
+        from terafleet.control.gateway.canary import CanarySettings
         from terafleet.control.settings import ControlSettings
     settings = ControlSettings(
         data=folder,
@@ -97,8 +107,31 @@ def run_control_plane(options: Up) -> None:
         advertise_url=options.advertise.rstrip("/"),
         database_url=options.database,
         log_level=options.log_level,
+        canary=CanarySettings(period_ms=options.canary_period_s * 1_000),
+        is_metrics_open=options.is_metrics_open,
     )
     raise typer.Exit(run(settings))
+
+
+def _check_database(url: str) -> None:
+    """Say in words that a database can't be used, without the address: it may hold a password."""
+    from terafleet.control.database_address import (
+        ADVICE,
+        PASSWORD_ADVICE,
+        DatabaseAddressUnusable,
+        database_address,
+    )
+
+    if not url:
+        return
+    try:
+        address = database_address(url)
+    except DatabaseAddressUnusable as fault:
+        advice = f"{ADVICE} {PASSWORD_ADVICE}"
+        raise CommandFailed("database_unsupported", str(fault), advice) from fault
+    if address.path is None:
+        with extra_needed("postgresql"):
+            importlib.import_module("asyncpg")
 
 
 def _check_folder(folder: Path) -> None:

@@ -56,7 +56,7 @@ def list_vehicles(options: Asking) -> None:
     if options.is_json:
         print_json(page)
         return
-    columns = ("ID", "NAME", "STATE", "LEASES", "DONE", "LOST", "WH", "HEARD", "WHY NOT")
+    columns = ("ID", "NAME", "STATE", "LEASES", "LOADED", "DONE", "LOST", "WH", "HEARD", "WHY NOT")
     print_table(columns, [_row(vehicle) for vehicle in page.vehicles])
 
 
@@ -114,6 +114,7 @@ def _row(vehicle: "VehicleView") -> tuple[str, ...]:
         vehicle.name,
         vehicle.state,
         f"{vehicle.leases} of {vehicle.slots}",
+        " ".join(vehicle.loaded) or NONE,
         str(vehicle.units_succeeded),
         str(sum(vehicle.attempts_lost.values())),
         f"{vehicle.energy_mwh / _MWH_PER_WH:.1f}",

@@ -51,6 +51,17 @@ ADVICE = {
 }
 """What a person can do, by an error's code."""
 
+_ASK_AGAIN = "Ask again; the fleet then takes another car where it can."
+
+CHAT_ADVICE = {
+    "session_failed": _ASK_AGAIN,
+    "deadline_exceeded": _ASK_AGAIN,
+    "gateway_unreachable": "Ask again once the control plane can be reached.",
+    "no_vehicle_permits": "See why the cars refuse: terafleet vehicle list",
+    "context_length_exceeded": "Say less; in a conversation /reset forgets what was said.",
+}
+"""The same, where a person talks with a model: these come before the others."""
+
 MODEL_FILE_ADVICE = {
     "truncated": "The download broke off; fetch the file again.",
     "size_mismatch": _DAMAGED,

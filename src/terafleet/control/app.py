@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import structlog
-import uvicorn
 import uvloop
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from litestar import Litestar
@@ -21,23 +20,44 @@ from terafleet.bus.adapters.nats import NatsBus
 from terafleet.bus.credentials import KeyFileUnsafe, KeyInvalid, NKey, OperatorKeys, UserCredentials
 from terafleet.bus.nats_server import NatsServer, NatsServerFailed, NatsServerMissing, PortInUse
 from terafleet.bus.ports import Bus, BusRefused, BusUnavailable
-from terafleet.control.adapters.catalogue_sqlite import CatalogueUnreadable, SqliteCatalogue
+from terafleet.control.adapters.catalogue_sqlite import SqliteCatalogue
 from terafleet.control.adapters.objects_folder import FolderObjects
 from terafleet.control.data_folder import ControlSecrets, DataFolder, DataFolderUnknown
+from terafleet.control.database_address import (
+    ADVICE,
+    PASSWORD_ADVICE,
+    SQLITE,
+    DatabaseAddressUnusable,
+    database_address,
+)
 from terafleet.control.gateway.app import create_app
-from terafleet.control.gateway.canary import Canary, spare_model
+from terafleet.control.gateway.canary import Canary
 from terafleet.control.gateway.context import GatewayContext
 from terafleet.control.gateway.health import Watch
 from terafleet.control.gateway.keys import key_row, sha256_of
 from terafleet.control.gateway.live.sessions import LiveSessions
 from terafleet.control.gateway.work import GatewayWorkHandler
-from terafleet.control.ports import Catalogue, CatalogueFull, Objects
+from terafleet.control.http_server import HttpServer, bounds_here
+from terafleet.control.ports import (
+    Catalogue,
+    CatalogueFull,
+    CatalogueUnavailable,
+    CatalogueUnreadable,
+    Objects,
+)
 from terafleet.control.settings import ControlSettings
 from terafleet.control.shard.shard import Shard, ShardPorts
 from terafleet.core.ids import GatewayId
-from terafleet.engine.adapters.sqlite import SqliteStore, StorageDamaged, StoreInUse
+from terafleet.engine.adapters.sqlite import SqliteStore
 from terafleet.engine.codec import JournalUnreadable
-from terafleet.engine.ports import StorageFull, StorageVersionUnknown
+from terafleet.engine.ports import (
+    StorageDamaged,
+    StorageFull,
+    StorageUnavailable,
+    StorageVersionUnknown,
+    Store,
+    StoreInUse,
+)
 from terafleet.protocol.agent import down_subject, up_subject
 from terafleet.protocol.manifest import SignedManifest
 from terafleet.protocol.sessions import publish_subjects
@@ -110,6 +130,8 @@ class ControlPlane:
         self.url = ""
         self.tasks: list[asyncio.Task[None]] = []
         self._is_storage_full = False
+        self._place = "the data folder"
+        """Where the data are, in words that hold nothing secret."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["ControlPlane"]:
@@ -118,10 +140,12 @@ class ControlPlane:
             try:
                 await self._start(stack)
             except StoreInUse as fault:
-                message = f"another control plane runs on the data folder {self.settings.data}"
-                raise StartFailed(message) from fault
+                raise StartFailed(f"{self._place} is in use: {fault}") from fault
+            except (StorageUnavailable, CatalogueUnavailable) as fault:
+                advice = f"Start it, or give another address with --database. {PASSWORD_ADVICE}"
+                raise StartFailed(f"{self._place} can't be used: {fault}. {advice}") from fault
             except UNUSABLE_DATA as fault:
-                raise StartFailed(f"the data folder can't be used: {fault}") from fault
+                raise StartFailed(f"{self._place} can't be used: {fault}") from fault
             except PortInUse as fault:
                 raise StartFailed(f"{fault}; choose another with --bus-listen") from fault
             except (
@@ -145,9 +169,7 @@ class ControlPlane:
         self.url = settings.advertise_url or f"http://{settings.listen_host}:{port}"
         folder = DataFolder(settings.data)
         keys = folder.secrets()
-        store = SqliteStore(_record_path(settings, folder))
-        catalogue = SqliteCatalogue(folder.catalogue)
-        stack.callback(catalogue.close)
+        store, catalogue = self._open_record(stack, folder)
         _keep_operator_key(catalogue, keys.operator_key)
         objects = open_objects(folder.objects)
         bus_urls = settings.bus_urls or await self._start_bus(stack, folder, keys)
@@ -180,12 +202,39 @@ class ControlPlane:
             worker = GatewayWorkHandler(context, at_once_max=settings.gateway_work_at_once)
             await worker.start()
             stack.push_async_callback(worker.close)
-        canary = self._start_canary(stack, context, shard)
+        canary = self._start_canary(stack, context)
         app = create_app(context, Watch(canary, settings.is_metrics_open))
         await self._serve(stack, app, listener)
         # Before the server, which waits until all that is open has been answered.
         stack.push_async_callback(live.stop)
         _keep_url(folder.url, self.url + "\n")
+
+    def _open_record(
+        self, stack: contextlib.AsyncExitStack, folder: DataFolder
+    ) -> tuple[Store, Catalogue]:
+        """Open them in the data folder, or where the settings say."""
+        url = self.settings.database_url or f"{SQLITE}{folder.record}"
+        try:
+            address = database_address(url)
+        except DatabaseAddressUnusable as fault:
+            raise StartFailed(f"{fault} {ADVICE} {PASSWORD_ADVICE}") from fault
+        store: Store
+        catalogue: Catalogue
+        if address.path is not None:
+            store = SqliteStore(address.path)
+            stack.callback(store.close)
+            catalogue = SqliteCatalogue(folder.catalogue)
+        else:
+            # Their library is an extra, which nobody else needs.
+            from terafleet.control.adapters.catalogue_postgresql import PostgresqlCatalogue
+            from terafleet.engine.adapters.postgresql import PostgresqlStore
+
+            self._place = f"the database {address.shown}"
+            store = PostgresqlStore(url)
+            stack.callback(store.close)
+            catalogue = PostgresqlCatalogue(url)
+        stack.callback(catalogue.close)
+        return store, catalogue
 
     async def _start_bus(
         self, stack: contextlib.AsyncExitStack, folder: DataFolder, keys: ControlSecrets
@@ -202,13 +251,12 @@ class ControlPlane:
         return (server.url,)
 
     def _start_canary(
-        self, stack: contextlib.AsyncExitStack, context: GatewayContext, shard: Shard
+        self, stack: contextlib.AsyncExitStack, context: GatewayContext
     ) -> Canary | None:
         settings = self.settings.canary
         if not settings.period_ms:
             return None
-        # The shard lives in this process, so that it can be seen where a session costs nothing.
-        canary = Canary(context, settings, lambda turn: spare_model(shard.fleet.state, turn))
+        canary = Canary(context, settings)
         sending = asyncio.create_task(canary.run(), name="canary")
         stack.push_async_callback(_cancel, sending)
         self.tasks.append(sending)
@@ -220,16 +268,7 @@ class ControlPlane:
         app: Litestar,
         listener: socket.socket,
     ) -> None:
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            ws="none",
-            # Nothing asks for a client's address, so what a proxy says of it need not be read.
-            proxy_headers=False,
-        )
-        server = _Server(config)
+        server = HttpServer(app, bounds_here())
         task = asyncio.create_task(server.serve([listener]), name="gateway")
         self.tasks.append(task)
         await asyncio.wait(
@@ -247,34 +286,6 @@ class ControlPlane:
     def _set_storage_full(self, is_full: bool) -> None:
         self._is_storage_full = is_full
         log.warning("storage_full" if is_full else "storage_has_room_again")
-
-
-def _record_path(settings: ControlSettings, folder: DataFolder) -> Path:
-    """Where the record is: in the data folder, or at the SQLite address that was given."""
-    if not settings.database_url:
-        return folder.record
-    scheme, _, path = settings.database_url.partition("://")
-    if scheme != "sqlite" or not path:
-        raise StartFailed(f"{settings.database_url} is no address of a SQLite database")
-    return Path(path)
-
-
-class _Server(uvicorn.Server):
-    """Says when it serves, and leaves signals to the control plane, which has more to stop."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve."""
-        await super().startup(sockets)
-        self.ready.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
-        """Take no signal."""
-        yield
 
 
 def _set_up_logs(level: str) -> None:

@@ -124,10 +124,19 @@ class CatalogueFull(Exception):
     """The catalogue can't grow; nothing was written."""
 
 
+class CatalogueUnavailable(CatalogueFull):
+    """The catalogue's server is out of reach; whether a change was written is not known."""
+
+
+class CatalogueUnreadable(Exception):
+    """It is of another version of the format, or no catalogue at all; nothing was touched."""
+
+
 class Catalogue(Protocol):
     """What the gateways keep: files, API keys, enrolment codes, enrolled vehicles, models.
 
-    Every method is one durable step; writers raise CatalogueFull when the disk is full.
+    Every method is one durable step; writers raise CatalogueFull when the disk is full. Where
+    the catalogue is on a server, every method may raise CatalogueUnavailable.
     """
 
     def add_file(self, row: FileRow) -> None: ...

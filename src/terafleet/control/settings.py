@@ -15,7 +15,8 @@ class ControlSettings(msgspec.Struct, frozen=True):
     Without `bus_urls` it runs a NATS server of its own on `bus_listen_host` and
     `bus_listen_port` (0 takes a free one). `advertise_url` is how cars reach the gateway, and
     `bus_advertise_urls` how they reach the bus, where that differs from where these listen.
-    `database_url` (`sqlite:///path`) keeps the record elsewhere than in `data`. A gateway cuts and
+    `database_url` keeps the record elsewhere than in `data`: `sqlite:///path`, or
+    `postgresql://user@host/database`, where the catalogue lies beside it. A gateway cuts and
     assembles `gateway_work_at_once` batches at a time; with 0 it leaves that to other gateways.
     With `is_metrics_open` everybody who reaches the gateway may read its metrics.
     """

@@ -1,4 +1,4 @@
-"""Whether to take a batch at all, and why accepted work waits; both with words for a person."""
+"""Whether to take a request at all, and why accepted work waits; both with words for a person."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,14 +6,14 @@ from terafleet.core.capability import CapabilityClass, ModelNeeds, is_feasible, 
 from terafleet.core.reasons import Refused, Waiting
 
 
-def refuse_batch(
+def admission_refusal(
     needs: Sequence[ModelNeeds | None],
     endpoint: str,
     known: Iterable[CapabilityClass],
     vehicles: int,
     vehicles_unknown: int,
 ) -> tuple[Refused, str] | None:
-    """Why the fleet could never run a batch, or None.
+    """Why the fleet could never run a batch or a live request, or None.
 
     `needs` are the models, None where the fleet knows none; `known` the capability classes of
     all enrolled cars, online or not; `vehicles_unknown` of the `vehicles` enrolled cars have not
@@ -22,24 +22,24 @@ def refuse_batch(
     classes = list(known)
     for model in needs:
         if model is None:
-            return Refused.MODEL_UNKNOWN, "a model of the batch is not in the catalogue"
+            return Refused.MODEL_UNKNOWN, "a model that is asked for is not in the catalogue"
         if endpoint not in model.endpoints:
             offered = ", ".join(model.endpoints)
             return Refused.ENDPOINT_UNSUPPORTED, f"{model.name} serves {offered}, not {endpoint}"
         if not vehicles:
-            return Refused.FLEET_EMPTY, "no vehicle is enrolled; enrol one and send the batch again"
+            return Refused.FLEET_EMPTY, "no car is enrolled; enrol one and ask again"
         if vehicles_unknown:
             continue
         if not any(is_feasible(kind, model) for kind in classes):
-            return Refused.NO_FEASIBLE_VEHICLE, _nearest(classes, model, vehicles)
+            return Refused.NO_FEASIBLE_VEHICLE, _nearest(classes, model)
     return None
 
 
-def _nearest(classes: Sequence[CapabilityClass], model: ModelNeeds, vehicles: int) -> str:
+def _nearest(classes: Sequence[CapabilityClass], model: ModelNeeds) -> str:
     with_runtime = [kind for kind in classes if model.runtime in kind.runtimes]
     closest = max(with_runtime or classes, key=lambda kind: kind.memory_mb)
     lack = what_lacks(closest, model)
-    return f"none of the {vehicles} vehicles can run {model.name}: the nearest {lack}"
+    return f"no car of the fleet can run {model.name}: the nearest {lack}"
 
 
 def waiting_reason(online: int, permitting: int, quarantined: int) -> Waiting:

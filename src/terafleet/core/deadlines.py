@@ -16,6 +16,7 @@ class DeadlineKind(StrEnum):
     BATCH_WINDOW = "batch_window"
     GATEWAY = "gateway"
     SESSION_QUEUE = "session_queue"
+    WARM = "warm"
 
 
 class Deadline(msgspec.Struct, frozen=True, array_like=True, order=True):

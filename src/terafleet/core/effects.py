@@ -96,6 +96,17 @@ class GrantSession(Effect, frozen=True):
     replaces: LeaseId
 
 
+class KeepLoaded(Effect, frozen=True):
+    """Tell a car which models, and no others, it shall keep in memory while it permits.
+
+    It waits for the record as the welcome does, before which the car would not hear it.
+    """
+
+    vehicle_id: VehicleId
+    epoch: Epoch
+    model_ids: tuple[ModelId, ...]
+
+
 class TellGranted(Effect, frozen=True):
     """Tell a gateway where its session may run; such requests take `duration_ms_max` at most."""
 
@@ -259,6 +270,7 @@ FleetEffect = (
     | AskHello
     | GrantLease
     | GrantSession
+    | KeepLoaded
     | TellGranted
     | TellQueued
     | TellRefused

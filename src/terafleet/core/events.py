@@ -24,7 +24,7 @@ from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.core.settings import FleetSettings
 from terafleet.core.work import AttemptResult
 
-SCHEMA = 2
+SCHEMA = 3
 """The number of this vocabulary; a journal of another number is not replayed."""
 
 
@@ -137,6 +137,24 @@ class ModelRemoved(Event, frozen=True):
     request_id: RequestId
 
 
+class ModelWarmed(Event, frozen=True):
+    """The operator wants a model to stay in memory in so many slots of the fleet; 0 ends that."""
+
+    model_id: ModelId
+    slots: int
+    request_id: RequestId
+
+
+class LoadFailed(Event, frozen=True):
+    """A car could not fetch or load a model that it was asked to keep."""
+
+    vehicle_id: VehicleId
+    epoch: Epoch
+    model_id: ModelId
+    failure: Failure
+    detail: str
+
+
 class BatchCreated(Event, frozen=True):
     """A customer wants a batch; its lines have been looked at, its units not yet cut."""
 
@@ -199,7 +217,8 @@ class BatchAssembled(Event, frozen=True):
 class SessionWanted(Event, frozen=True):
     """A gateway wants a slot for a live session, or asks again; `tokens` is the predicted work.
 
-    Not on a car that is `excluded`: the session was there and had to leave.
+    Not on a car that is `excluded`: the session was there and had to leave. With `only_spare` it
+    wants a free slot where its model is in memory and which nobody else wants, or none.
     """
 
     session_id: SessionId
@@ -210,6 +229,7 @@ class SessionWanted(Event, frozen=True):
     endpoint: str
     tokens: int
     excluded: tuple[VehicleId, ...]
+    only_spare: bool = False
     is_urgent: ClassVar[bool] = True
 
 
@@ -271,6 +291,8 @@ FleetEvent = (
     | VehicleDrained
     | ModelAdded
     | ModelRemoved
+    | ModelWarmed
+    | LoadFailed
     | BatchCreated
     | BatchSubmitted
     | BatchRejected

@@ -8,6 +8,7 @@ from terafleet.core import fleet_batches as batches
 from terafleet.core import fleet_leases as leases
 from terafleet.core import fleet_sessions as sessions
 from terafleet.core import fleet_vehicles as vehicles
+from terafleet.core import fleet_warm as warm
 from terafleet.core.deadlines import Deadline, DeadlineKind
 from terafleet.core.effects import FleetEffect
 from terafleet.core.fleet_image import image_of, restore
@@ -31,8 +32,10 @@ class Fleet:
         for event in events:
             state.now_ms = max(state.now_ms, event.at_ms)
             _HANDLERS[type(event)](state, event)
+        warm.keep_warm(state)
         sessions.serve_queue(state)
         leases.match(state)
+        sessions.serve_spare(state)
         state.record_touched()
         effects, state.effects = state.effects, []
         return effects
@@ -69,6 +72,8 @@ def _look_at(state: FleetState, deadline: Deadline) -> None:
             batches.gateway_overdue(state, BatchId(deadline.about))
         case DeadlineKind.SESSION_QUEUE:
             sessions.queue_ended(state, SessionId(deadline.about))
+        case DeadlineKind.WARM:
+            warm.deadline_came(state, deadline.about)
 
 
 _HANDLERS: dict[type, Callable[[FleetState, Any], None]] = {
@@ -85,6 +90,8 @@ _HANDLERS: dict[type, Callable[[FleetState, Any], None]] = {
     ev.VehicleDrained: vehicles.vehicle_drained,
     ev.ModelAdded: batches.model_added,
     ev.ModelRemoved: batches.model_removed,
+    ev.ModelWarmed: warm.model_warmed,
+    ev.LoadFailed: warm.load_failed,
     ev.BatchCreated: batches.batch_created,
     ev.BatchSubmitted: batches.batch_submitted,
     ev.BatchRejected: batches.batch_rejected,

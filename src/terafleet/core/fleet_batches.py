@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from terafleet.core import events as ev
-from terafleet.core.admission import refuse_batch
+from terafleet.core.admission import admission_refusal
 from terafleet.core.deadlines import DeadlineKind
 from terafleet.core.effects import (
     AssembleOutput,
@@ -15,6 +15,7 @@ from terafleet.core.effects import (
     UnitOutcome,
 )
 from terafleet.core.fleet_state import FleetState
+from terafleet.core.fleet_warm import end_warmth
 from terafleet.core.ids import BatchId, LeaseId, ReceiptId, WorkUnitId
 from terafleet.core.reasons import LeaseEnding, Refused, UnitEnding
 from terafleet.core.records import BatchRecord, LeaseRecord, UnitLoss, UnitRecord
@@ -48,6 +49,7 @@ def model_added(fleet: FleetState, event: ev.ModelAdded) -> None:
 def model_removed(fleet: FleetState, event: ev.ModelRemoved) -> None:
     """The catalogue has a model no longer; accepted work on it goes on."""
     fleet.models.pop(event.model_id, None)
+    end_warmth(fleet, event.model_id)
     fleet.answer(event.request_id)
 
 
@@ -57,7 +59,7 @@ def batch_created(fleet: FleetState, event: ev.BatchCreated) -> None:
         fleet.answer(event.request_id)
         return
     unknown = sum(1 for vehicle in fleet.vehicles.values() if vehicle.capability is None)
-    refused = refuse_batch(
+    refused = admission_refusal(
         [fleet.models.get(model_id) for model_id in event.model_ids],
         event.endpoint,
         [kind for kind, group in fleet.index.groups.items() if group.known],

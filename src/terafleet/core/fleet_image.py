@@ -17,7 +17,9 @@ from terafleet.core.records import (
     SessionLease,
     UnitRecord,
     VehicleRecord,
+    WarmRecord,
 )
+from terafleet.core.session_queue import SessionQueue
 from terafleet.core.settings import FleetSettings
 
 
@@ -33,6 +35,7 @@ class _GroupImage(msgspec.Struct, frozen=True):
     kind: CapabilityClass
     ready: list[list[VehicleId]]
     batch_leases: list[LeaseId]
+    present: list[VehicleId]
 
 
 class _FleetImage(msgspec.Struct, frozen=True):
@@ -52,6 +55,7 @@ class _FleetImage(msgspec.Struct, frozen=True):
     quarantined: list[VehicleId]
     stalled: list[BatchId]
     queued_sessions: list[SessionLease]
+    warm: list[WarmRecord]
 
 
 def image_of(state: FleetState) -> bytes:
@@ -86,12 +90,14 @@ def image_of(state: FleetState) -> bytes:
                 group.kind,
                 [list(level) for level in group.ready],
                 list(group.batch_leases),
+                list(group.present),
             )
             for group in state.index.groups.values()
         ],
         quarantined=list(state.quarantined),
         stalled=list(state.stalled),
-        queued_sessions=list(state.queued_sessions.values()),
+        queued_sessions=list(state.queued_sessions),
+        warm=list(state.warm.values()),
     )
     return msgspec.msgpack.encode(image)
 
@@ -113,7 +119,7 @@ def restore(body: bytes) -> FleetState:
     _restore_vehicles(state, image)
     state.quarantined = dict.fromkeys(image.quarantined)
     state.stalled = dict.fromkeys(image.stalled)
-    state.queued_sessions = {one.session_id: one for one in image.queued_sessions}
+    state.queued_sessions = SessionQueue(image.queued_sessions)
     state.sessions = {
         lease.session.session_id: lease.lease_id
         for lease in image.leases
@@ -147,6 +153,10 @@ def _restore_vehicles(state: FleetState, image: _FleetImage) -> None:
         group = state.index.groups[part.kind]
         state.index.put_ready(group, part.ready)
         group.batch_leases = dict.fromkeys(part.batch_leases)
+        group.present = dict.fromkeys(part.present)
     for vehicle in image.vehicles:
         vehicle.ready_level = levels[vehicle.vehicle_id]
     state.touched.clear()
+    state.index.opened.clear()
+    state.warm_changed.clear()
+    state.warm = {record.model_id: record for record in image.warm}

@@ -3,8 +3,9 @@
 from collections import Counter
 
 from terafleet.core.fleet_state import FleetState
+from terafleet.core.fleet_warm import may_take, models_of, suits
 from terafleet.core.ids import SESSION_UNIT
-from terafleet.core.records import NOT_READY
+from terafleet.core.records import NOT_READY, VehicleState
 from terafleet.core.work import BATCH_ENDS, UnitState
 
 
@@ -14,6 +15,7 @@ def check(state: FleetState) -> None:
     _check_units(state)
     _check_batches(state)
     _check_vehicles(state)
+    _check_warmth(state)
 
 
 def _check_leases(state: FleetState) -> None:
@@ -30,7 +32,8 @@ def _check_leases(state: FleetState) -> None:
             assert is_present != lease.is_unwanted
             assert lease.vehicle_id not in lease.session.excluded
             continue
-        assert lease.lease_id in state.group_of[lease.vehicle_id].batch_leases
+        offered = state.group_of[lease.vehicle_id].batch_leases
+        assert (lease.lease_id in offered) == state.may_serve(vehicle)
         for unit_id in lease.unit_ids:
             unit = state.units[unit_id]
             assert unit.state is UnitState.RUNNING
@@ -39,9 +42,11 @@ def _check_leases(state: FleetState) -> None:
     of_sessions = [one for one in state.leases.values() if one.session is not None]
     wanted = [one for one in of_sessions if not one.is_unwanted]
     assert len(wanted) == len(state.sessions), "a session has two leases"
-    assert not state.sessions.keys() & state.queued_sessions.keys()
-    to_preempt = sum(len(group.batch_leases) for group in state.index.groups.values())
-    assert to_preempt == len(state.leases) - len(of_sessions)
+    assert not any(session.session_id in state.sessions for session in state.queued_sessions)
+    assert not state.spare_wanted, "a canary waits"
+    offered_ids = [one for group in state.index.groups.values() for one in group.batch_leases]
+    assert len(set(offered_ids)) == len(offered_ids)
+    assert all(state.leases[one].session is None for one in offered_ids)
     held = sum(len(vehicle.leases) for vehicle in state.vehicles.values())
     assert held == len(state.leases)
 
@@ -101,10 +106,39 @@ def _check_vehicles(state: FleetState) -> None:
         ]
         assert group.known == len(cars), kind
         assert group.online == sum(one.epoch != 0 and not one.is_silent for one in cars)
+        assert set(group.present) == {
+            one.vehicle_id for one in cars if one.state in (VehicleState.IDLE, VehicleState.LEASED)
+        }
     for vehicle in state.vehicles.values():
         assert ready[vehicle.vehicle_id] == (vehicle.ready_level != NOT_READY)
         slots = vehicle.capability.slots if vehicle.capability else 0
         assert len(vehicle.leases) <= slots, "a slot has two leases"
+        is_online = vehicle.epoch != 0 and not vehicle.is_silent
+        assert (vehicle.staying_since_ms != 0) == (is_online and not vehicle.refusals)
     for kind, group in state.index.groups.items():
         assert group.ready_count == sum(map(len, group.ready))
         assert (kind in state.index.ready) == (group.ready_count > 0)
+
+
+def _check_warmth(state: FleetState) -> None:
+    """A model has the slots that are wanted, or no car is left that could be chosen for it.
+
+    Who is chosen can do it, and each car that can hear it was told what it is chosen for.
+    """
+    for record in state.warm.values():
+        needs = state.models[record.model_id]
+        assert record.slots > 0
+        assert record.slots_chosen == sum(choice.slots for choice in record.chosen.values())
+        assert not record.chosen.keys() & record.passed_over.keys()
+        for vehicle_id, choice in record.chosen.items():
+            assert suits(state, vehicle_id, needs), "a car is chosen that can't keep it"
+            capability = state.vehicles[vehicle_id].capability
+            assert capability is not None
+            assert choice.slots == capability.slots
+            assert (choice.due_ms == 0) == (record.model_id in capability.loaded)
+        if record.slots_chosen < record.slots:
+            left = [one for one in state.vehicles if may_take(state, record, one)]
+            assert not left, "slots are missing although there are cars for them"
+    for vehicle in state.vehicles.values():
+        if vehicle.epoch and not vehicle.is_silent:
+            assert vehicle.keeps == tuple(models_of(state, vehicle.vehicle_id))

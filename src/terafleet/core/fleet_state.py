@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from terafleet.core.admission import waiting_reason
+from terafleet.core.availability import observe_stay
 from terafleet.core.capability import ModelNeeds, capability_class
 from terafleet.core.deadlines import DeadlineKind, Deadlines
 from terafleet.core.effects import AnswerRequest, FleetEffect, RecordBatch, TellLost
@@ -25,7 +26,9 @@ from terafleet.core.records import (
     SessionLease,
     UnitRecord,
     VehicleRecord,
+    WarmRecord,
 )
+from terafleet.core.session_queue import SessionQueue
 from terafleet.core.settings import FleetSettings
 from terafleet.core.work import BATCH_ENDS, BatchState, UnitState
 
@@ -52,7 +55,11 @@ class FleetState:
         self.touched: dict[BatchId, None] = {}
         self.stalled: dict[BatchId, None] = {}
         self.sessions: dict[SessionId, LeaseId] = {}
-        self.queued_sessions: dict[SessionId, SessionLease] = {}
+        self.queued_sessions = SessionQueue()
+        self.spare_wanted: dict[SessionId, SessionLease] = {}
+        self.warm: dict[ModelId, WarmRecord] = {}
+        self.warm_due: dict[ModelId, None] = {}
+        self.warm_changed: dict[VehicleId, None] = {}
         self.effects: list[FleetEffect] = []
 
     def answer(
@@ -71,9 +78,6 @@ class FleetState:
             group = self.index.group(capability_class(vehicle.capability))
             group.known += 1
             self.group_of[vehicle.vehicle_id] = group
-            for lease_id in vehicle.leases:
-                if self.leases[lease_id].session is None:
-                    group.batch_leases[lease_id] = None
             self.recount(vehicle)
 
     def ungroup(self, vehicle: VehicleRecord) -> None:
@@ -83,8 +87,10 @@ class FleetState:
             return
         self._leave_ready(vehicle, group)
         self._discount(vehicle, group)
+        self.look_again(vehicle)
         self.index.supply_changed()
         group.known -= 1
+        group.present.pop(vehicle.vehicle_id, None)
         for lease_id in vehicle.leases:
             group.batch_leases.pop(lease_id, None)
 
@@ -95,21 +101,49 @@ class FleetState:
             return
         self._discount(vehicle, group)
         is_online = vehicle.epoch != 0 and not vehicle.is_silent
-        is_permitting = is_online and not vehicle.refusals and not vehicle.is_draining
+        is_staying = is_online and not vehicle.refusals
+        is_permitting = is_staying and not vehicle.is_draining
         slots = vehicle.capability.slots if is_permitting and vehicle.capability else 0
         self.counted[vehicle.vehicle_id] = (is_online, is_permitting, slots)
         group.online += is_online
-        group.permitting += is_permitting
         group.slots_online += slots
+        if is_permitting:
+            group.present.setdefault(vehicle.vehicle_id)
+        else:
+            group.present.pop(vehicle.vehicle_id, None)
+        observe_stay(vehicle, is_staying, self.now_ms)
+        self.look_again(vehicle)
         self.index.supply_changed()
         self.refresh(vehicle)
+        self._offer_leases(vehicle, group)
         self.touched.update(self.stalled)
 
+    def may_serve(self, vehicle: VehicleRecord) -> bool:
+        """Whether nothing but its leases keeps a car from another one."""
+        _, is_permitting, _ = self.counted.get(vehicle.vehicle_id, (False, False, 0))
+        return is_permitting and vehicle.vehicle_id not in self.quarantined
+
+    def _offer_leases(self, vehicle: VehicleRecord, group: VehicleGroup) -> None:
+        """Let sessions take the slots of a car's batches, or keep them from it."""
+        is_offered = self.may_serve(vehicle)
+        for lease_id in vehicle.leases:
+            if self.leases[lease_id].session is not None:
+                continue
+            if is_offered:
+                group.batch_leases.setdefault(lease_id)
+                self.index.opened[group] = None
+            else:
+                group.batch_leases.pop(lease_id, None)
+
     def _discount(self, vehicle: VehicleRecord, group: VehicleGroup) -> None:
-        was_online, was_permitting, slots = self.counted.pop(vehicle.vehicle_id, (False, False, 0))
+        was_online, _, slots = self.counted.pop(vehicle.vehicle_id, (False, False, 0))
         group.online -= was_online
-        group.permitting -= was_permitting
         group.slots_online -= slots
+
+    def look_again(self, vehicle: VehicleRecord) -> None:
+        """Whether a car may keep a model loaded is to be looked at anew."""
+        if self.warm or vehicle.keeps:
+            self.warm_changed[vehicle.vehicle_id] = None
 
     def refresh(self, vehicle: VehicleRecord) -> None:
         """Put a car where it belongs among the ready ones, or out of them."""
@@ -147,6 +181,8 @@ class FleetState:
         quarantine_ms = min(settings.quarantine_ms << min(excess, 20), settings.quarantine_ms_max)
         vehicle.quarantined_until_ms = self.now_ms + quarantine_ms
         self.quarantined[vehicle.vehicle_id] = None
+        self._offer_leases(vehicle, self.group_of[vehicle.vehicle_id])
+        self.look_again(vehicle)
         until_ms = vehicle.quarantined_until_ms
         self.deadlines.add(until_ms, DeadlineKind.QUARANTINE, vehicle.vehicle_id)
 
@@ -156,6 +192,8 @@ class FleetState:
         if vehicle.quarantined_until_ms:
             vehicle.quarantined_until_ms = 0
             self.quarantined.pop(vehicle.vehicle_id, None)
+            self._offer_leases(vehicle, self.group_of[vehicle.vehicle_id])
+            self.look_again(vehicle)
             self.refresh(vehicle)
 
     # Leases and units.
@@ -166,7 +204,8 @@ class FleetState:
         self.deadlines.watch_lease(lease.lease_id, lease.overdue_ms)
         self.vehicles[lease.vehicle_id].leases[lease.lease_id] = None
         if lease.session is None:
-            self.group_of[lease.vehicle_id].batch_leases[lease.lease_id] = None
+            if lease.vehicle_id not in self.quarantined:
+                self.group_of[lease.vehicle_id].batch_leases[lease.lease_id] = None
         else:
             self.sessions[lease.session.session_id] = lease.lease_id
 

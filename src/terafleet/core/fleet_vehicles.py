@@ -76,6 +76,7 @@ def vehicle_connected(fleet: FleetState, event: ev.VehicleConnected) -> None:
     vehicle.boot_id = event.boot_id
     vehicle.refusals = event.refusals
     vehicle.is_silent = False
+    vehicle.keeps = ()
     # A car hears only what bears its epoch, so the welcome goes before what is revoked under it.
     settings = fleet.settings
     fleet.effects.append(
@@ -210,4 +211,5 @@ def end_epoch(
         fleet.effects.append(FenceVehicle(vehicle.vehicle_id, vehicle.epoch))
     vehicle.epoch = NO_EPOCH
     vehicle.is_silent = False
+    vehicle.keeps = ()
     fleet.recount(vehicle)

@@ -19,6 +19,7 @@ from terafleet.core.guard_effects import (
     GuardState,
     KillRuntime,
     PrepareModel,
+    ReportLoadFailure,
     ReportPermit,
     SendReceipt,
     StartAttempts,
@@ -35,6 +36,12 @@ from terafleet.core.ids import Epoch, LeaseId, ModelId, WorkUnitId
 from terafleet.core.policy import OwnerPolicy, refusals
 from terafleet.core.readings import Readings
 from terafleet.core.reasons import LeaseEnding, Refusal
+
+WARM_AGAIN_MS = 10_000
+"""How long models that are only kept stay away after the runtime ended by itself.
+
+One that ends it each time shall not keep the car busy; what a lease needs is loaded at once.
+"""
 
 
 class _Lease:
@@ -81,6 +88,8 @@ class Guard:
         self._kill_again_ms = 0
         self._is_runtime_up = False
         self._models: dict[ModelId, bool] = {}
+        self._warm: dict[ModelId, None] = {}
+        self._warm_from_ms = 0
         self._epoch = Epoch(0)
         self._lease_ms = self._margin_ms = 0
         self._leases_end_ms = 0
@@ -154,6 +163,8 @@ class Guard:
             deadlines.append(self._readings.at_ms + self._policy.stale_ms + 1)
         if self._leases and self._epoch:
             deadlines.append(self._leases_end_ms)
+        if self._state is GuardState.PERMITTING and not self._warm.keys() <= self._models.keys():
+            deadlines.append(self._warm_from_ms)
         return min(deadlines, default=None)
 
     def snapshot(self) -> bytes:
@@ -166,6 +177,9 @@ class Guard:
         assert len(running) == self._running <= max(self._slots, 0)
         assert not running or self._state is GuardState.PERMITTING
         assert not running or self._is_runtime_up
+        assert not self._models or self._is_runtime_up
+        has_the_car = (GuardState.PERMITTING, GuardState.YIELDING)
+        assert not self._is_runtime_up or self._state in has_the_car
         assert (self._state is GuardState.PERMITTING) == (not self._refusals)
         assert not self._leases or self._state is GuardState.PERMITTING or not self._slots
         assert all(lease.units for lease in running)
@@ -188,6 +202,8 @@ class Guard:
         self._refusals = (Refusal.AGENT_STARTING,)
         self._is_stopping = self._is_runtime_up = False
         self._models.clear()
+        self._warm.clear()
+        self._warm_from_ms = 0
         self._epoch, self._leases_end_ms = Epoch(0), 0
         self._running = 0
         self._ready.clear()
@@ -231,6 +247,7 @@ class Guard:
             self._enter(GuardState.REFUSING, found)
         elif not is_permitting:
             self._settle(now_ms)
+        self._keep_warm(now_ms)
 
     def _settle(self, now_ms: int) -> None:
         if self._state is not GuardState.SETTLING:
@@ -264,6 +281,8 @@ class Guard:
 
     def _link_welcomed(self, event: ev.LinkWelcomed) -> None:
         self._epoch = event.epoch
+        # What is to stay in memory is told anew with each epoch.
+        self._warm.clear()
         self._lease_ms, self._margin_ms = event.lease_ms, event.margin_ms
         self._renew(event.sent_ms, event.at_ms)
 
@@ -284,6 +303,7 @@ class Guard:
         if event.epoch in (self._epoch, 0):
             for lease in list(self._leases.values()):
                 self._drop(lease)
+            self._warm.clear()
             self._epoch, self._leases_end_ms = Epoch(0), 0
 
     def _receipts_acknowledged(self, event: ev.ReceiptsAcknowledged) -> None:
@@ -339,6 +359,17 @@ class Guard:
 
     # Models and attempts.
 
+    def _warm_models_changed(self, event: ev.WarmModelsChanged) -> None:
+        if self._is_current(event.epoch):
+            self._warm = dict.fromkeys(event.model_ids)
+            self._keep_warm(event.at_ms)
+
+    def _keep_warm(self, now_ms: int) -> None:
+        """While the car permits, load what is to stay in memory, whether or not it is needed."""
+        if self._state is GuardState.PERMITTING and now_ms >= self._warm_from_ms:
+            for model_id in self._warm:
+                self._prepare(model_id)
+
     def _prepare(self, model_id: ModelId) -> None:
         if model_id not in self._models:
             self._models[model_id] = False
@@ -352,6 +383,10 @@ class Guard:
 
     def _model_unavailable(self, event: ev.ModelUnavailable) -> None:
         self._models.pop(event.model_id, None)
+        if event.model_id in self._warm:
+            # Else it would be tried again and again.
+            del self._warm[event.model_id]
+            self._effects.append(ReportLoadFailure(event.model_id, event.failure, event.detail))
         detail = f"{event.failure}: {event.detail}"
         for lease in [one for one in self._leases.values() if one.model_id == event.model_id]:
             self._drop(lease)
@@ -364,6 +399,8 @@ class Guard:
         if self._state is GuardState.YIELDING:
             self._state = GuardState.REFUSING
             self._judge(event.at_ms)
+        else:
+            self._warm_from_ms = event.at_ms + WARM_AGAIN_MS
         for lease in self._leases.values():
             self._prepare(lease.model_id)
 
@@ -448,6 +485,7 @@ _HANDLERS: dict[type, Callable[[Guard, Any], None]] = {
     ev.LinkFenced: Guard._link_fenced,
     ev.LeaseGranted: Guard._lease_granted,
     ev.LeaseRevoked: Guard._lease_revoked,
+    ev.WarmModelsChanged: Guard._warm_models_changed,
     ev.ModelReady: Guard._model_ready,
     ev.ModelUnavailable: Guard._model_unavailable,
     ev.AttemptsFinished: Guard._attempts_finished,

@@ -39,6 +39,17 @@ class PrepareModel(GuardEffect, frozen=True):
     model_id: ModelId
 
 
+class ReportLoadFailure(GuardEffect, frozen=True):
+    """Tell the control plane that a model which it wants in memory can't be had or loaded.
+
+    If it is lost, the control plane waits for the model until its patience ends.
+    """
+
+    model_id: ModelId
+    failure: Failure
+    detail: str
+
+
 class StartAttempts(GuardEffect, frozen=True):
     """Give the inputs of a lease's units to the runtime, one after the other.
 
@@ -113,6 +124,7 @@ class ForgetReceipts(GuardEffect, frozen=True):
 
 AnyGuardEffect = (
     PrepareModel
+    | ReportLoadFailure
     | StartAttempts
     | StopAttempts
     | ForgetLease

@@ -11,7 +11,7 @@ from terafleet.core.readings import Readings
 from terafleet.core.reasons import Failure, LeaseEnding
 from terafleet.core.work import AttemptResult
 
-SCHEMA = 2
+SCHEMA = 3
 """The number of this vocabulary; a journal of another number is not replayed."""
 
 
@@ -110,6 +110,13 @@ class LeaseRevoked(GuardEvent, frozen=True):
     ending: LeaseEnding
 
 
+class WarmModelsChanged(GuardEvent, frozen=True):
+    """The control plane wants these models, and no others, in memory while the car permits."""
+
+    epoch: Epoch
+    model_ids: tuple[ModelId, ...]
+
+
 class ModelReady(GuardEvent, frozen=True):
     """A model stands in the runtime's memory."""
 
@@ -170,6 +177,7 @@ AnyGuardEvent = (
     | LinkFenced
     | LeaseGranted
     | LeaseRevoked
+    | WarmModelsChanged
     | ModelReady
     | ModelUnavailable
     | AttemptsFinished

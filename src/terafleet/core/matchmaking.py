@@ -7,7 +7,7 @@ at more than the groups.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from terafleet.core.capability import CapabilityClass, ModelNeeds, is_feasible
 from terafleet.core.ids import LeaseId, ModelId, VehicleId
@@ -33,7 +33,7 @@ class VehicleGroup:
         "kind",
         "known",
         "online",
-        "permitting",
+        "present",
         "ready",
         "ready_count",
         "slots_online",
@@ -43,12 +43,23 @@ class VehicleGroup:
         self.kind = kind
         self.known = 0
         self.online = 0
-        self.permitting = 0
         self.slots_online = 0
         self.ready_count = 0
         self.ready: list[dict[VehicleId, None]] = [{} for _ in range(LEVELS)]
         self.batch_leases: dict[LeaseId, None] = {}
-        """What a session may take the place of, the oldest first."""
+        """What a session may take the place of, the oldest first: leases of batches on cars that
+        nothing but their leases keeps from another one."""
+        self.present: dict[VehicleId, None] = {}
+        """The cars that permit, the longest present first."""
+
+    @property
+    def permitting(self) -> int:
+        """How many cars permit, and are not drained."""
+        return len(self.present)
+
+
+Tiers = tuple[list[VehicleGroup], list[VehicleGroup], list[VehicleGroup]]
+"""Groups with a model in memory, with it on disk only, and without it; each best first."""
 
 
 class Shape:
@@ -56,6 +67,7 @@ class Shape:
 
     __slots__ = (
         "durations",
+        "group_set",
         "groups",
         "groups_version",
         "needs",
@@ -64,6 +76,7 @@ class Shape:
         "requeued",
         "slots_online",
         "supply_version",
+        "tiers",
         "tokens_per_s",
         "waiting",
         "waiting_cost",
@@ -79,7 +92,9 @@ class Shape:
         self.tokens_per_s = TOKENS_PER_S_UNKNOWN
         self.durations = Durations()
         self.groups: list[VehicleGroup] = []
+        self.group_set: frozenset[VehicleGroup] = frozenset()
         self.ranks: dict[CapabilityClass, int] = {}
+        self.tiers: Tiers = ([], [], [])
         self.groups_version = -1
         self.online = self.slots_online = 0
         self.supply_version = -1
@@ -172,6 +187,8 @@ class MatchmakingIndex:
         self.shapes: dict[ModelId, Shape] = {}
         self.groups: dict[CapabilityClass, VehicleGroup] = {}
         self.ready: dict[CapabilityClass, VehicleGroup] = {}
+        self.opened: dict[VehicleGroup, None] = {}
+        """Groups in which a slot may have come up since waiting sessions were last served."""
         self._groups_version = 0
         self._supply_version = 0
 
@@ -202,9 +219,29 @@ class MatchmakingIndex:
             kinds.sort(key=lambda kind: rank(kind, model_id))
             shape.groups = [self.groups[kind] for kind in kinds]
             shape.ranks = {kind: place for place, kind in enumerate(kinds)}
+            shape.group_set = frozenset(shape.groups)
+            shape.tiers = _tiers(shape.groups, model_id)
             shape.groups_version = self._groups_version
             shape.supply_version = -1
         return shape.groups
+
+    def feasible_tiers(self, shape: Shape) -> Tiers:
+        """The groups that can run a shape, by how soon its model can be used there."""
+        self.feasible(shape)
+        return shape.tiers
+
+    def open_all(self) -> None:
+        """Any slot may be one that a waiting session would take."""
+        self.opened.update(dict.fromkeys(self.groups.values()))
+
+    def still_open(self) -> list[VehicleGroup]:
+        """The groups in which a slot has come up and is there for a session."""
+        return [group for group in self.opened if group.ready_count or group.batch_leases]
+
+    def can_use(self, shape: Shape, groups: Iterable[VehicleGroup]) -> bool:
+        """Whether any of these groups can run a shape."""
+        self.feasible(shape)
+        return not shape.group_set.isdisjoint(groups)
 
     def feasible_ready(self, shape: Shape) -> list[VehicleGroup]:
         """The groups that can run a shape and have ready cars, best first."""
@@ -230,6 +267,7 @@ class MatchmakingIndex:
         group.ready[level][vehicle_id] = None
         group.ready_count += 1
         self.ready[group.kind] = group
+        self.opened[group] = None
 
     def put_ready(self, group: VehicleGroup, levels: Sequence[Sequence[VehicleId]]) -> None:
         """Exactly these cars of a group are ready, by leases in use and in this order."""
@@ -264,6 +302,14 @@ class MatchmakingIndex:
     def with_work(self) -> list[Shape]:
         """The shapes that have waiting units, oldest shape first."""
         return [shape for shape in self.shapes.values() if shape.waiting_units]
+
+
+def _tiers(groups: list[VehicleGroup], model_id: ModelId) -> Tiers:
+    tiers: Tiers = ([], [], [])
+    for group in groups:
+        kind = group.kind
+        tiers[0 if model_id in kind.loaded else 1 if model_id in kind.models else 2].append(group)
+    return tiers
 
 
 def lease_cost(shape: Shape, tokens_per_s: int, lease_target_ms: int) -> int:

@@ -32,7 +32,6 @@ class LeaseEnding(StrEnum):
     AGENT_STOPPED = "agent_stopped"
     LINK_SILENT = "link_silent"
     LEASE_UNKNOWN = "lease_unknown"
-    EPOCH_FENCED = "epoch_fenced"
     MODEL_UNAVAILABLE = "model_unavailable"
     NOT_PERMITTED = "not_permitted"
     OVERDUE = "overdue"
@@ -54,7 +53,6 @@ class Failure(StrEnum):
     INPUT_DAMAGED = "input_damaged"
     OUTPUT_INCOMPLETE = "output_incomplete"
     STOPPED = "stopped"
-    OVERDUE = "overdue"
     SANDBOX_UNAVAILABLE = "sandbox_unavailable"
 
 
@@ -74,13 +72,13 @@ class Refused(StrEnum):
     ENDPOINT_UNSUPPORTED = "endpoint_unsupported"
     NO_FEASIBLE_VEHICLE = "no_feasible_vehicle"
     FLEET_EMPTY = "fleet_empty"
-    BATCH_ID_TAKEN = "batch_id_taken"
     BATCH_UNKNOWN = "batch_unknown"
     BATCH_ENDED = "batch_ended"
     STORAGE_FULL = "storage_full"
     VEHICLE_UNKNOWN = "vehicle_unknown"
     OVERLOADED = "overloaded"
     NO_SLOT_FREE = "no_slot_free"
+    NO_SLOT_SPARE = "no_slot_spare"
     NO_VEHICLE_PERMITS = "no_vehicle_permits"
 
 

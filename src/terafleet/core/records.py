@@ -40,7 +40,11 @@ class VehicleState(StrEnum):
 
 
 class VehicleRecord(msgspec.Struct, array_like=True):
-    """A car. `epoch` 0 is offline; `ready_level` is its place in the index of ready cars."""
+    """A car. `epoch` 0 is offline; `ready_level` is its place in the index of ready cars.
+
+    It permitted for `stay_ms` in stays that `departures` ended, and since `staying_since_ms` (0:
+    it does not); see `availability`. `keeps` is what its epoch was last asked to keep loaded.
+    """
 
     vehicle_id: VehicleId
     name: str
@@ -63,6 +67,11 @@ class VehicleRecord(msgspec.Struct, array_like=True):
     runtime_ms: int = 0
     lost_ms: int = 0
     reward_micro: int = 0
+    canaries_answered: int = 0
+    stay_ms: int = 0
+    departures: int = 0
+    staying_since_ms: int = 0
+    keeps: tuple[ModelId, ...] = ()
 
     @property
     def state(self) -> VehicleState:
@@ -115,7 +124,11 @@ class UnitRecord(msgspec.Struct, array_like=True, gc=False):
 
 
 class SessionLease(msgspec.Struct, frozen=True, array_like=True):
-    """The live session that a lease is for; `tokens` is its predicted work."""
+    """The live session that a lease is for, or that waits for one; `tokens` is its predicted work.
+
+    `number` counts up in the line of those who wait for its model; with `only_spare` it is a
+    canary's.
+    """
 
     session_id: SessionId
     gateway_id: GatewayId
@@ -126,6 +139,8 @@ class SessionLease(msgspec.Struct, frozen=True, array_like=True):
     tokens: int
     excluded: tuple[VehicleId, ...]
     asked_ms: int
+    only_spare: bool = False
+    number: int = 0
 
 
 class LeaseRecord(msgspec.Struct, array_like=True):
@@ -145,6 +160,34 @@ class LeaseRecord(msgspec.Struct, array_like=True):
     overdue_ms: int
     session: SessionLease | None = None
     is_unwanted: bool = False
+
+
+class WarmChoice(msgspec.Struct, array_like=True):
+    """A car that shall keep a model: its slots, and until when the model must stand in its memory.
+
+    `due_ms` 0 says that it stands there.
+    """
+
+    slots: int
+    due_ms: int = 0
+
+
+class WarmRecord(msgspec.Struct, array_like=True):
+    """A model that the operator wants in memory in `slots` slots, and the cars chosen for it.
+
+    Cars that could not load it are passed over until the time beside them.
+    """
+
+    model_id: ModelId
+    slots: int = 0
+    slots_chosen: int = 0
+    chosen: dict[VehicleId, WarmChoice] = {}
+    passed_over: dict[VehicleId, int] = {}
+
+    @property
+    def slots_loaded(self) -> int:
+        """How many slots have the model in memory."""
+        return sum(choice.slots for choice in self.chosen.values() if not choice.due_ms)
 
 
 class UnitLoss(msgspec.Struct, frozen=True, array_like=True):

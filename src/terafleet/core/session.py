@@ -18,6 +18,7 @@ from terafleet.core.session_effects import (
     Deliver,
     FailSession,
     FinishSession,
+    ForgetPieces,
     SayQueued,
     SessionFailure,
     StartOn,
@@ -70,6 +71,7 @@ class Session:
         self._state = SessionState.OPENING
         self._place: _Place | None = None
         self._can_move = True
+        self._restarts_left = 0
         self._left: dict[VehicleId, int] = {}
         """The cars that it had to leave, and when; who was left long ago may be asked again."""
         self._delivered: list[int] = []
@@ -138,6 +140,7 @@ class Session:
 
     def _begun(self, event: SessionBegun) -> None:
         self._can_move = event.can_move
+        self._restarts_left = self._settings.restarts_max if event.can_restart else 0
         self._patience_end_ms = event.at_ms + self._settings.open_patience_ms
         self._ask(event.at_ms)
 
@@ -155,6 +158,8 @@ class Session:
             elif now_ms >= self._heard_ms + self._settings.silence_ms:
                 self._move(now_ms, "the car fell silent")
             elif now_ms >= self._stalled_ms():
+                # What has kept this runtime for ever would keep the next one too.
+                self._restarts_left = 0
                 self._move(now_ms, "the runtime tells nothing more")
         elif now_ms >= self._patience_end_ms:
             self._give_up()
@@ -184,7 +189,9 @@ class Session:
     def _queued(self, event: LeaseQueued) -> None:
         if not self._is_asking(event.ask):
             return
-        self._ask_again_ms = None
+        # A car that it excludes may be the only one: it asks again when that may be asked again.
+        lapses = [left_ms + self._settings.exclude_ms for left_ms in list(self._left.values())[:-1]]
+        self._ask_again_ms = max(event.at_ms + 1, min(lapses)) if lapses else None
         if self._state is SessionState.MOVING:
             # Its patience is running; when that ends, this is the reason.
             detail = "no slot became free"
@@ -275,21 +282,31 @@ class Session:
         self._effects.append(AskForLease(self._asks, tuple(self._left), len(self._delivered)))
 
     def _move(self, now_ms: int, why: str) -> None:
-        """Leave the car and go on elsewhere, if that can be done."""
+        """Leave the car and go on elsewhere, or begin anew there, if that can be done."""
         assert self._place is not None
         self.left_because = why
         self._left.pop(self._place.vehicle_id, None)
         self._left[self._place.vehicle_id] = now_ms
         self._leave()
-        if self._has_delivered and not self._can_move:
+        must_restart = self._has_delivered and not self._can_move
+        if must_restart and not self._restarts_left:
             self._fail(SessionFailure.CANNOT_MOVE, why)
         elif self.moves >= self._settings.moves_max:
             self._fail(SessionFailure.MOVED_TOO_OFTEN, why)
         else:
+            if must_restart:
+                self._forget()
             self.moves += 1
             self._state = SessionState.MOVING
             self._patience_end_ms = now_ms + self._settings.move_patience_ms
             self._ask(now_ms)
+
+    def _forget(self) -> None:
+        """Nobody has been told anything yet: another car may say it all."""
+        self._restarts_left -= 1
+        self._has_delivered = False
+        self._delivered.clear()
+        self._effects.append(ForgetPieces())
 
     def _leave(self) -> None:
         """Let go of the car; it may be gone, or never have heard of the session."""

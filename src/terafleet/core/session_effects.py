@@ -68,6 +68,10 @@ class Deliver(SessionEffect, frozen=True):
     pieces: tuple[Piece, ...]
 
 
+class ForgetPieces(SessionEffect, frozen=True):
+    """Forget the pieces so far, which nobody has been told: the answer begins anew."""
+
+
 class FinishSession(SessionEffect, frozen=True):
     """The answer is whole."""
 
@@ -91,5 +95,13 @@ class FailSession(SessionEffect, frozen=True):
 
 
 AnySessionEffect = (
-    AskForLease | WithdrawAsk | StartOn | StopOn | SayQueued | Deliver | FinishSession | FailSession
+    AskForLease
+    | WithdrawAsk
+    | StartOn
+    | StopOn
+    | SayQueued
+    | Deliver
+    | ForgetPieces
+    | FinishSession
+    | FailSession
 )

@@ -14,7 +14,9 @@ class SessionSettings(msgspec.Struct, frozen=True):
     waits `move_patience_ms` for another slot, and asks every `ask_again_ms` while there is none;
     it moves at most `moves_max` times. A car that it had to leave may be asked again after
     `exclude_ms`, but for the last one. A car that has begun to tell and then tells nothing for
-    `stall_ms`, though it beats, has a runtime that is stuck, and is left too.
+    `stall_ms`, though it beats, has a runtime that is stuck, and is left too. An answer that may
+    begin anew does so at most `restarts_max` times, for each throws work away, and not after a
+    runtime was stuck, for it may be the request that it was stuck in.
     """
 
     answer_ms: int = 2_000
@@ -25,6 +27,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
     moves_max: int = 16
     exclude_ms: int = 10_000
     stall_ms: int = 10_000
+    restarts_max: int = 2
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -50,9 +53,14 @@ class SessionEvent(msgspec.Struct, frozen=True):
 
 
 class SessionBegun(SessionEvent, frozen=True):
-    """A customer has asked; `can_move` is whether an answer that has begun can go on elsewhere."""
+    """A customer has asked.
+
+    `can_move` is whether an answer that has begun can go on elsewhere; `can_restart` whether it
+    can begin anew, for its customer is told nothing before it is whole.
+    """
 
     can_move: bool
+    can_restart: bool = False
 
 
 class CustomerLeft(SessionEvent, frozen=True):

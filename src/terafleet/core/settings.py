@@ -15,7 +15,10 @@ class FleetSettings(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tries. A car that fails `quarantine_failures` times in a row gets nothing for `quarantine_ms`,
     doubled with each further failure up to `quarantine_ms_max`. A session waits for a slot for
     `session_wait_ms` at most; it is given `session_ms_min` at least, and `session_load_ms` more
-    where its model must be loaded first.
+    where its model must be loaded first. A car that is to keep a model has `session_load_ms` to
+    load it, and `warm_fetch_ms_per_mb` for each MB of its memory more where it is not on the disk;
+    then it is passed over for `warm_retry_ms`. A car of which nothing is known is expected to
+    stay for `stay_prior_ms`: 10 to 12 hours is the mean residual stay of cars plugged in at home.
     """
 
     lease_ms: int = 20_000
@@ -34,3 +37,6 @@ class FleetSettings(msgspec.Struct, frozen=True, array_like=True, gc=False):
     session_ms_min: int = 20_000
     session_load_ms: int = 60_000
     plan: Plan = Plan()
+    warm_fetch_ms_per_mb: int = 1_000
+    warm_retry_ms: int = 600_000
+    stay_prior_ms: int = 36_000_000

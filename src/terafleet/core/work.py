@@ -40,17 +40,6 @@ class UnitState(StrEnum):
     CANCELLED = "cancelled"
 
 
-class AttemptState(StrEnum):
-    """What became of one try; docs/states/attempt.md has a sentence for each."""
-
-    RUNNING = "running"
-    RETURNED = "returned"
-    VALID = "valid"
-    INVALID = "invalid"
-    INCONCLUSIVE = "inconclusive"
-    LOST = "lost"
-
-
 Figure = Annotated[int, Meta(ge=0, le=10**12)]
 """In ms, mWh or tokens: no attempt takes so much, and the sum of millions still has 63 bits."""
 

@@ -188,9 +188,7 @@ class Commits(Generic[F]):
             retry_ms = min(2 * retry_ms, self._settings.retry_ms_max)
         if self._storage.is_full:
             self._storage.commit_passed_again()
-        self._figures.commits += 1
-        self._figures.commit_ms_last = commit_ms
-        self._figures.commit_ms_total += commit_ms
+        self._figures.committed(commit_ms)
 
     async def _write(self, groups: Sequence[Group[F]]) -> float:
         """Commit in the thread of commits, or here; the milliseconds that it took."""

@@ -57,12 +57,30 @@ class StorageFull(Exception):
     """The record cannot grow; the transaction did not happen and may be tried again."""
 
 
+class StorageUnavailable(StorageFull):
+    """The record's server is out of reach; it is met as a full record is, and ends by itself.
+
+    Whether a commit happened is not known then. The same commit again is right in both cases.
+    """
+
+
+class StorageDamaged(Exception):
+    """The record cannot be read, or no whole snapshot joins what is left of the journal."""
+
+
 class StorageVersionUnknown(Exception):
     """The data were written by another version of the format; nothing was touched."""
 
 
+class StoreInUse(Exception):
+    """Another process, or another store in this one, has the record open for writing."""
+
+
 class Store(Protocol):
-    """A durable record with one writer and any number of readers."""
+    """A durable record with one writer and any number of readers.
+
+    Where the record is on a server, every method may raise StorageUnavailable.
+    """
 
     def recover(self) -> Recovered:
         """The state to begin from."""
@@ -71,9 +89,10 @@ class Store(Protocol):
     def commit(
         self, entries: Sequence[JournalEntry], records: Sequence[Record], blobs: Sequence[Blob]
     ) -> None:
-        """Write all of it durably or none of it. Raises StorageFull.
+        """Write all of it durably or none of it. Raises StorageFull, StorageUnavailable.
 
         Entries are in their order, at least one; of records and blobs of one name the last holds.
+        After StorageUnavailable only the same entries may come next.
         """
         ...
 

@@ -3,7 +3,7 @@
 import msgspec
 
 from terafleet.protocol.manifest import Manifest
-from terafleet.protocol.shard import ShardStatus, StoryLine, VehicleView
+from terafleet.protocol.shard import ShardStatus, StoryLine, VehicleView, WarmView
 
 ADMIN_PATH = "/admin/v1"
 KEYS_PATH = f"{ADMIN_PATH}/keys"
@@ -28,6 +28,11 @@ def model_file_path(sha256: str) -> str:
 def model_path(model_id: str) -> str:
     """A model: DELETE removes it."""
     return f"{MODELS_PATH}/{model_id}"
+
+
+def warm_path(model_id: str) -> str:
+    """In how many slots a model stays in memory: PUT says it."""
+    return f"{MODELS_PATH}/{model_id}/warm"
 
 
 def vehicle_path(vehicle_id: str, change: str = "") -> str:
@@ -110,10 +115,20 @@ class ModelView(msgspec.Struct, frozen=True):
     created_ms: int
 
 
+class ModelWarm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """In how many slots of the fleet a model shall stay in memory; 0 is nowhere."""
+
+    slots: int
+
+
 class ModelList(msgspec.Struct, frozen=True):
-    """All models."""
+    """All models, and what becomes of those that shall stay in memory.
+
+    `warm` is null while the fleet's shard does not answer.
+    """
 
     models: tuple[ModelView, ...]
+    warm: tuple[WarmView, ...] | None = ()
 
 
 class ModelRemoved(msgspec.Struct, frozen=True):

@@ -115,13 +115,22 @@ class Receipts(UpMessage, frozen=True):
     receipts: tuple[Receipt, ...]
 
 
+class LoadFailed(UpMessage, frozen=True):
+    """A model that the car was asked to keep can't be fetched or loaded; it gives up on it."""
+
+    epoch: Epoch
+    model_id: ModelId
+    failure: Failure
+    detail: str
+
+
 class Goodbye(UpMessage, frozen=True):
     """The agent stops cleanly and holds nothing."""
 
     epoch: Epoch
 
 
-FromVehicle = Hello | Heartbeat | PermitReport | CapabilityReport | Receipts | Goodbye
+FromVehicle = Hello | Heartbeat | PermitReport | CapabilityReport | Receipts | LoadFailed | Goodbye
 
 
 class DownMessage(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -196,6 +205,23 @@ class Revoke(DownMessage, frozen=True):
     ending: LeaseEnding
 
 
+class KeptModel(msgspec.Struct, frozen=True, array_like=True):
+    """A model that stays in memory, and where its manifest is."""
+
+    model_id: ModelId
+    manifest_address: str
+
+
+class KeepLoaded(DownMessage, frozen=True):
+    """The models, and no others, that the car shall keep in memory while it permits.
+
+    A new epoch begins with none; the control plane tells them anew after its welcome.
+    """
+
+    epoch: Epoch
+    models: tuple[KeptModel, ...]
+
+
 class StartSession(DownMessage, frozen=True):
     """A gateway sends the request of a session's lease, and the tokens that were told before."""
 
@@ -236,6 +262,7 @@ ToVehicle = (
     | HeartbeatAnswer
     | Grants
     | Revoke
+    | KeepLoaded
     | StartSession
     | StopSession
     | Acknowledge

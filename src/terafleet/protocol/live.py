@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from terafleet.protocol.live_schemas import DEPTH_MAX, is_too_deep, strict_fault
+from terafleet.protocol.live_schemas import size_fault, strict_fault
 from terafleet.protocol.openai import CHAT_COMPLETIONS, COMPLETIONS
 
 CHOICES_MAX: Final = 128
@@ -22,6 +22,9 @@ COMPLETION_TOKENS: Final = 16
 TOOLS_MAX: Final = 128
 """OpenAI's own bound on the tools of one request."""
 
+BIASES_MAX: Final = 1_024
+"""A bias is looked at for each token that is written, and far more of them take seconds to read."""
+
 OUTPUT_TOKENS_MAX: Final = 1_048_576
 MESSAGE_CHARACTERS_MAX: Final = 400
 
@@ -32,8 +35,10 @@ Share = Annotated[float, Meta(gt=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32 - 1)]
 Stops = str | Annotated[list[str], Meta(max_length=4)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenKey = Annotated[str, Meta(pattern=r"^[0-9]{1,10}$")]
-Biases = dict[TokenKey, Annotated[float, Meta(ge=-100, le=100)]]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Biases = Annotated[dict[TokenKey, Bias], Meta(max_length=BIASES_MAX)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 CompletionLogprobs = Annotated[int, Meta(ge=0, le=5)]
 Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -82,7 +87,7 @@ class StreamOptions(_Part, frozen=True):
 class LiveCompletion(SamplingBody, frozen=True, kw_only=True):
     """A request body of `/v1/completions`."""
 
-    prompt: str | list[str | int | list[int]]
+    prompt: str | list[str | TokenId | list[TokenId]]
     logprobs: CompletionLogprobs | None = None
     stream_options: StreamOptions | None = None
 
@@ -352,9 +357,8 @@ def _schemas_fault(body: LiveChat) -> LiveFault | None:
         named = body.response_format.json_schema
         asked.append(("response_format", named.schema, named.strict))
     for param, schema, is_strict in asked:
-        if is_too_deep([schema]):
-            message = f"The schema is nested more than {DEPTH_MAX} times."
-            return LiveFault("invalid_value", message, param)
+        if (words := size_fault(schema)) is not None:
+            return LiveFault("invalid_value", words, param)
         if is_strict and (words := strict_fault(schema or {})) is not None:
             return LiveFault("invalid_value", words, param)
     return None

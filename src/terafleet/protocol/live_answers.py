@@ -16,12 +16,20 @@ ROLE: Final = "assistant"
 """The role of each message that a model says."""
 
 
+DONE: Final = "[DONE]"
+"""What the last event of a stream holds when all was told."""
+
+
 class Usage(msgspec.Struct, frozen=True):
     """What an answer took in tokens; what was told again after a move counts once."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+
+
+EXPLAIN_HEADER: Final = "terafleet-explain"
+"""The header of a request that asks for an `Explanation`, with the value 1."""
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -185,3 +193,4 @@ class Embeddings(msgspec.Struct, frozen=True):
     model: str
     usage: EmbeddingsUsage
     object: Literal["list"] = "list"
+    terafleet: Explanation | UnsetType = UNSET

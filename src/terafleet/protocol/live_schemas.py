@@ -1,13 +1,24 @@
-"""Decides which JSON schemas an answer can be held to exactly, as `strict` asks for.
+"""Decides which JSON schemas an answer can be held to, and which ones exactly (`strict`).
 
 What is allowed is what llama.cpp makes grammars of; it passes over everything else in silence.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 DEPTH_MAX: Final = 32
 """How deep a schema may be nested; those who read it call themselves at each level."""
+
+ENTRIES_MAX: Final = 512
+VALUES_MAX: Final = 4_096
+PATTERN_CHARACTERS_MAX: Final = 1_024
+REPETITIONS_MAX: Final = 128
+"""What an object or list of a schema may have, a whole schema, and a pattern.
+
+A car that makes a grammar of more is busy with nothing else for seconds, with far more for ever:
+its work grows with the square of the choices, and faster with repetitions in each other.
+"""
 
 _NOTES: Final = frozenset(
     {"$schema", "$id", "$comment", "title", "description", "default", "examples"}
@@ -26,16 +37,31 @@ _FORMATS: Final = ("date", "time", "date-time", "uuid")
 _NAMED_SCHEMAS: Final = ("properties", "$defs", "definitions")
 _LISTED_SCHEMAS: Final = ("anyOf", "prefixItems")
 _SHOWN_CHARACTERS_MAX: Final = 64
+_DIGITS_READ: Final = 7
+_PATTERN_PART: Final = re.compile(
+    r"\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<least>\d+)(?:,(?P<most>\d*))?\}|.", re.DOTALL
+)
+"""An escape, a class of characters, a counted repetition, or any other character."""
 
 
-def is_too_deep(values: Iterable[Any]) -> bool:
-    """Whether JSON values have more than `DEPTH_MAX` levels; needs no recursion."""
-    level = list(values)
+def size_fault(schema: Any) -> str | None:
+    """Why a schema is too large to hold an answer to, in words, or None; needs no recursion."""
+    level, values = [schema], 0
     for _ in range(DEPTH_MAX + 1):
+        if any(len(_inner(value)) > ENTRIES_MAX for value in level):
+            return f"An object or list of the schema has more than {ENTRIES_MAX} entries."
+        if any(_repeats_too_often(value) for value in level):
+            return (
+                f"A pattern of the schema has more than {PATTERN_CHARACTERS_MAX} characters, "
+                f"or repeats something more than {REPETITIONS_MAX} times."
+            )
         level = [inner for value in level for inner in _inner(value)]
+        values += len(level)
+        if values > VALUES_MAX:
+            return f"The schema has more than {VALUES_MAX} values."
         if not level:
-            return False
-    return True
+            return None
+    return f"The schema is nested more than {DEPTH_MAX} times."
 
 
 def strict_fault(schema: Any) -> str | None:
@@ -83,7 +109,33 @@ def _schemas_below(name: str, value: Any) -> Iterable[Any]:
     return ()
 
 
-def _inner(value: Any) -> Iterable[Any]:
+def _inner(value: Any) -> Collection[Any]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()
+
+
+def _repeats_too_often(schema: Any) -> bool:
+    pattern = schema.get("pattern") if isinstance(schema, dict) else None
+    if not isinstance(pattern, str):
+        return False
+    return len(pattern) > PATTERN_CHARACTERS_MAX or repetitions_of(pattern) > REPETITIONS_MAX
+
+
+def repetitions_of(pattern: str) -> int:
+    """How often counted repetitions write something out: those in each other multiply."""
+    sums, last = [0], 0
+    for part in _PATTERN_PART.finditer(pattern):
+        if part[0] == "(":
+            sums.append(0)
+        elif part[0] == ")" and len(sums) > 1:
+            last = sums.pop()
+            sums[-1] += last
+        elif part["least"]:
+            times = int((part["most"] or part["least"]).lstrip("0")[:_DIGITS_READ] or "0")
+            more = times * max(1, last) - last
+            sums[-1] += more
+            last += more
+        elif part[0] not in "*+?":
+            last = 0
+    return sum(sums)

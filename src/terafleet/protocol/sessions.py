@@ -51,8 +51,9 @@ def vehicle_of(subject: str) -> VehicleId:
 class LeaseWanted(msgspec.Struct, frozen=True, tag=True):
     """A gateway asks the shard for a slot; `tokens` is the predicted work.
 
-    Answered on the gateway's subject, with the number `ask`, by `SlotGranted`, `SlotQueued` (then
-    by another one), or `SlotRefused`.
+    With `only_spare` it wants a free slot where the model is in memory and which nobody else
+    wants, or is refused at once (`no_slot_spare`). Answered on the gateway's subject, with the
+    number `ask`, by `SlotGranted`, `SlotQueued` (then by another one), or `SlotRefused`.
     """
 
     session_id: SessionId
@@ -63,6 +64,7 @@ class LeaseWanted(msgspec.Struct, frozen=True, tag=True):
     endpoint: str
     tokens: int
     excluded: tuple[VehicleId, ...]
+    only_spare: bool = False
 
 
 class LeaseUnwanted(msgspec.Struct, frozen=True, tag=True):

@@ -132,6 +132,13 @@ class RemoveModel(Question, frozen=True):
     model_id: ModelId
 
 
+class WarmModel(Question, frozen=True):
+    """Keep a model in memory in so many slots; 0 ends that. Answer: `Answered`."""
+
+    model_id: ModelId
+    slots: int
+
+
 class GetStatus(Question, frozen=True):
     """Answer: `ShardStatus`."""
 
@@ -158,6 +165,7 @@ AnyQuestion = (
     | ListVehicles
     | AddModel
     | RemoveModel
+    | WarmModel
     | GetStatus
     | GetStory
 )
@@ -216,7 +224,10 @@ class Outputs(Reply, frozen=True):
 
 
 class VehicleView(msgspec.Struct, frozen=True):
-    """What an operator reads about a car."""
+    """What an operator reads about a car; canaries are paid as work, and counted apart from it.
+
+    `loaded` names the models in its memory, by their ids where the catalogue has them no more.
+    """
 
     vehicle_id: VehicleId
     name: str
@@ -235,6 +246,8 @@ class VehicleView(msgspec.Struct, frozen=True):
     reward_micro: int
     quarantined_until_ms: int
     heard_ms: int
+    canaries_answered: int = 0
+    loaded: tuple[str, ...] = ()
 
 
 class VehicleList(Reply, frozen=True):
@@ -243,8 +256,36 @@ class VehicleList(Reply, frozen=True):
     vehicles: tuple[VehicleView, ...]
 
 
+class WarmView(msgspec.Struct, frozen=True):
+    """A model that shall stay in memory in `slots` slots, and how far that is.
+
+    `slots_chosen` are those of the cars that were asked, `slots_loaded` of those that have it.
+    """
+
+    model_id: ModelId
+    name: str
+    slots: int
+    slots_chosen: int
+    slots_loaded: int
+
+
+class TimesTaken(msgspec.Struct, frozen=True):
+    """How long something took each time.
+
+    `counts[i]` times it took up to `bounds_ms[i]` and longer than the bound before; the last count
+    is of what took longer than all bounds.
+    """
+
+    bounds_ms: tuple[float, ...] = ()
+    counts: tuple[int, ...] = (0,)
+    total_ms: float = 0.0
+
+
 class ShardStatus(Reply, frozen=True):
-    """How the shard is."""
+    """How the shard is; `warm` are the models that the operator wants in memory.
+
+    `sessions_queued` counts live sessions that wait, by the names of their models.
+    """
 
     version: str
     at_ms: int
@@ -257,6 +298,9 @@ class ShardStatus(Reply, frozen=True):
     batches_open: int
     journal_sequence: int
     figures: dict[str, float]
+    warm: tuple[WarmView, ...] = ()
+    sessions_queued: dict[str, int] = {}
+    commit_times: TimesTaken = TimesTaken()
 
 
 class StoryLine(msgspec.Struct, frozen=True):

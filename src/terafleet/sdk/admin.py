@@ -23,6 +23,7 @@ from terafleet.protocol.admin import (
     ModelList,
     ModelRemoved,
     ModelView,
+    ModelWarm,
     Status,
     StoryPage,
     VehicleChanged,
@@ -32,8 +33,10 @@ from terafleet.protocol.admin import (
     model_path,
     story_path,
     vehicle_path,
+    warm_path,
 )
 from terafleet.protocol.manifest import Manifest, ManifestFile
+from terafleet.protocol.shard import WarmView
 from terafleet.sdk.gateway import Gateway, segment
 from terafleet.sdk.local_files import Progress, ignore_progress
 
@@ -140,6 +143,13 @@ class AdminClient:
         """Remove a model; accepted work on it goes on."""
         return self._gateway.delete(model_path(segment(model_id)), ModelRemoved)
 
+    def warm_model(self, model_id: str, slots: int) -> WarmView:
+        """Keep a model in memory in so many slots of the fleet; 0 ends that.
+
+        What is said is how far it is at this moment: cars need a while to load.
+        """
+        return self._gateway.put(warm_path(segment(model_id)), ModelWarm(slots), WarmView)
+
     def vehicles(self) -> VehiclesPage:
         """All cars."""
         return self._gateway.get(VEHICLES_PATH, VehiclesPage)
@@ -162,5 +172,5 @@ class AdminClient:
         return self._gateway.get(STATUS_PATH, Status)
 
     def story(self, about: str, limit: int = STORY_LINES) -> StoryPage:
-        """What happened to a batch, work unit, lease or car; the newest `limit` lines."""
+        """What happened to a batch, work unit, lease, car or model; the newest `limit` lines."""
         return self._gateway.get(story_path(segment(about)), StoryPage, {"limit": limit})

@@ -11,6 +11,8 @@ from msgspec import UNSET
 
 from terafleet.protocol.errors import ERRORS, ErrorBody
 from terafleet.protocol.live_answers import (
+    DONE,
+    EXPLAIN_HEADER,
     ChatChunk,
     ChatChunkChoice,
     Completion,
@@ -35,10 +37,9 @@ ANSWER_CHARACTERS_MAX: Final = 32 * 1024 * 1024
 CAUSE_CHARACTERS_MAX: Final = 400
 """Of what is wrong with an answer, which may quote it."""
 
-EXPLAIN: Final = {"terafleet-explain": "1"}
+EXPLAIN: Final = {EXPLAIN_HEADER: "1"}
 """The header of who wants to know on how many cars an answer was made."""
 
-_DONE: Final = "[DONE]"
 _QUEUED: Final = re.compile(r"queued, about ([0-9]{1,9}) s")
 _STATUS_UNKNOWN: Final = 500
 
@@ -160,7 +161,7 @@ class _Reader:
             found = _QUEUED.fullmatch(said.text)
             if found is not None:
                 yield Queued(int(found[1]))
-        elif said.data == _DONE:
+        elif said.data == DONE:
             self.is_done = True
         else:
             yield from self._take_chunk(self._chunk(said.data))

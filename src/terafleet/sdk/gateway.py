@@ -81,9 +81,16 @@ class Gateway:
         """Make or change something; `body` goes as JSON."""
         if body is None:
             return self._ask(self._client.build_request("POST", path), kind)
+        return self._send("POST", path, body, kind)
+
+    def put(self, path: str, body: msgspec.Struct, kind: type[T]) -> T:
+        """Say how something shall be; `body` goes as JSON."""
+        return self._send("PUT", path, body, kind)
+
+    def _send(self, method: str, path: str, body: msgspec.Struct, kind: type[T]) -> T:
         content, headers = msgspec.json.encode(body), {"content-type": _JSON}
         request = self._client.build_request(
-            "POST", path, content=content, headers=headers, timeout=TIMEOUT_OF_FILES
+            method, path, content=content, headers=headers, timeout=TIMEOUT_OF_FILES
         )
         return self._ask(request, kind)
 

@@ -84,9 +84,10 @@ def sampling_of(body: SamplingBody, tokens_max: int | None) -> dict[str, Any]:
         "min_p": 0.0,
         "presence_penalty": body.presence_penalty or 0.0,
         "frequency_penalty": body.frequency_penalty or 0.0,
-        # Only a stream can be stopped on its way.
+        # Only a stream can be stopped on its way, and while it reads only one that tells of it.
         "stream": True,
         "stream_options": {"include_usage": True},
+        "return_progress": True,
     }
     optional = {"max_tokens": tokens_max, "logit_bias": body.logit_bias}
     return request | {name: value for name, value in optional.items() if value is not None}

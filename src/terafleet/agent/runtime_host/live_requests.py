@@ -39,10 +39,9 @@ def token_request(body: LiveBody, prompt: str | list[int], delivered: Sequence[i
     return {
         **request,
         "prompt": [*begin, *delivered] if delivered else prompt,
-        # So that each chunk has its tokens, and comes also while the prompt is read.
+        # So that each chunk has its tokens.
         "verbose": True,
         "return_tokens": True,
-        "return_progress": True,
         **_logprobs_wanted(body),
     }
 
@@ -52,7 +51,6 @@ def chat_request(body: LiveChat) -> Request:
     request = {
         **sampling_of(body, output_tokens_max(body)),
         "messages": [library_message(message) for message in body.messages],
-        "return_progress": True,
         **_tools(body),
     }
     if stops := stops_of(body):

@@ -64,7 +64,10 @@ class _Client(Client):
         self.takers: dict[int, Take] = {}
 
     def send(self, subject: str, body: bytes, reply: str) -> None:
-        """Write a message in its place behind what was written before."""
+        """Write a message in its place behind what was written before. Raises BusUnavailable."""
+        if self._writer.transport.is_closing():
+            # The library learns of the end in one of the next turns.
+            raise BusUnavailable("not connected")
         command = pub_cmd(subject, reply, body)
         if self._pending:
             _run_to_end(self._send_command(command))

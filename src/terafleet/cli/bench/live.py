@@ -25,7 +25,7 @@ MS_PER_S = 1_000
 READY_S = 30.0
 WARM_UP = 20
 REQUESTS = 300
-RATES_PER_S = (50, 100, 200, 300, 400, 600, 800)
+RATES_PER_S = (50, 100, 200, 300, 400, 600, 800, 1_000, 1_200)
 RATE_S = 3.0
 OVERHEAD_MS_MAX = 13.0
 """What the field's own gateways add at their 99th percentile; see docs/budgets.md."""

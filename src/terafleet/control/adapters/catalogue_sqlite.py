@@ -9,31 +9,27 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from terafleet.control.adapters.catalogue_tables import (
     APPLICATION_ID,
     FORMAT_VERSION,
     TABLES,
+    first_row,
+    model_row,
 )
 from terafleet.control.ports import (
     CatalogueFull,
+    CatalogueUnreadable,
     CodeRow,
     FileRow,
     KeyRow,
     ModelRow,
     VehicleRow,
 )
-from terafleet.protocol.manifest import SignedManifest
-
-R = TypeVar("R")
 
 BUSY_TIMEOUT_S = 5.0
 """How long a change waits for another process's change."""
-
-
-class CatalogueUnreadable(Exception):
-    """The file is of another version of the format, or no catalogue at all; nothing was touched."""
 
 
 class SqliteCatalogue:
@@ -68,7 +64,7 @@ class SqliteCatalogue:
 
     def file(self, file_id: str) -> FileRow | None:
         """One file, or None."""
-        return _first(FileRow, self._rows(f"{_FILES} WHERE file_id = ?", file_id))
+        return first_row(FileRow, self._rows(f"{_FILES} WHERE file_id = ?", file_id))
 
     def files(
         self, customer_id: str, purpose: str, after: str, limit: int, is_ascending: bool
@@ -95,7 +91,7 @@ class SqliteCatalogue:
 
     def key_by_secret(self, secret_sha256: bytes) -> KeyRow | None:
         """The key with this secret, also a revoked one, or None."""
-        return _first(KeyRow, self._rows(f"{_KEYS} WHERE secret_sha256 = ?", secret_sha256))
+        return first_row(KeyRow, self._rows(f"{_KEYS} WHERE secret_sha256 = ?", secret_sha256))
 
     def keys(self) -> Sequence[KeyRow]:
         """All keys, also revoked ones, oldest first."""
@@ -141,7 +137,7 @@ class SqliteCatalogue:
 
     def vehicle(self, vehicle_id: str) -> VehicleRow | None:
         """One car, also a removed one, or None."""
-        return _first(VehicleRow, self._rows(f"{_VEHICLES} WHERE vehicle_id = ?", vehicle_id))
+        return first_row(VehicleRow, self._rows(f"{_VEHICLES} WHERE vehicle_id = ?", vehicle_id))
 
     def vehicles(self) -> Sequence[VehicleRow]:
         """The cars that are not removed, oldest first."""
@@ -177,17 +173,17 @@ class SqliteCatalogue:
     def model(self, model_id: str) -> ModelRow | None:
         """One model, also a removed one, or None."""
         rows = self._rows(f"{_MODELS} WHERE model_id = ?", model_id)
-        return _model(rows[0]) if rows else None
+        return model_row(rows[0]) if rows else None
 
     def model_by_name(self, name: str) -> ModelRow | None:
         """The model that has this name at present, or None."""
         rows = self._rows(f"{_MODELS} WHERE name = ? AND removed_ms = 0", name)
-        return _model(rows[0]) if rows else None
+        return model_row(rows[0]) if rows else None
 
     def models(self) -> Sequence[ModelRow]:
         """The models that are not removed, oldest first."""
         wanted = f"{_MODELS} WHERE removed_ms = 0 ORDER BY created_ms, model_id"
-        return [_model(row) for row in self._rows(wanted)]
+        return [model_row(row) for row in self._rows(wanted)]
 
     def remove_model(self, model_id: str, at_ms: int) -> bool:
         """Remove a model, so that its name is free again; whether it was there until then."""
@@ -292,12 +288,3 @@ def _mapped() -> Iterator[None]:
         if code == sqlite3.SQLITE_NOTADB:
             raise CatalogueUnreadable("the file is not a catalogue of Terafleet") from error
         raise
-
-
-def _first(kind: type[R], rows: list[tuple[Any, ...]]) -> R | None:
-    return kind(*rows[0]) if rows else None
-
-
-def _model(row: tuple[Any, ...]) -> ModelRow:
-    model_id, name, manifest, signature, created_ms, removed_ms = row
-    return ModelRow(model_id, name, SignedManifest(manifest, signature), created_ms, removed_ms)

@@ -131,7 +131,7 @@ async def get_story(
     context: NamedDependency[GatewayContext],
     limit: Annotated[int, QueryParameter(ge=1, le=STORY_LINES_MAX)] = 100,
 ) -> StoryPage:
-    """What the journal tells about a batch, a work unit, a lease or a car."""
+    """What the journal tells about a batch, a work unit, a lease, a car or a model."""
     if _ABOUT.fullmatch(about) is None:
         raise ApiError("invalid_value", "This is not the id of anything.", "about")
     story = await context.ask(GetStory(about, limit), Story)

@@ -12,7 +12,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from terafleet.control.gateway.bodies import body_chunks
-from terafleet.control.gateway.context import GatewayContext
+from terafleet.control.gateway.context import GatewayContext, ShardRefused, ShardUnavailable
 from terafleet.control.gateway.errors import ApiError
 from terafleet.control.gateway.health import shard_status
 from terafleet.control.gateway.model_check import file_fault
@@ -26,6 +26,7 @@ from terafleet.protocol.admin import (
     ModelList,
     ModelRemoved,
     ModelView,
+    ModelWarm,
 )
 from terafleet.protocol.manifest import (
     Manifest,
@@ -36,10 +37,13 @@ from terafleet.protocol.manifest import (
     object_name,
 )
 from terafleet.protocol.model_rules import FILE_BYTES_MAX, manifest_fault
-from terafleet.protocol.shard import AddModel, Answered, RemoveModel
+from terafleet.protocol.shard import AddModel, Answered, RemoveModel, WarmModel, WarmView
 
 MODELS_LOCK_KEY = "models_lock"
 """Where the application keeps the lock that model changes take one after the other."""
+
+WARM_SLOTS_MAX = 1_000_000
+"""More slots than any fleet of one shard has."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MANIFEST = msgspec.json.Decoder(Manifest)
@@ -105,7 +109,30 @@ async def create_model(
 @get(MODELS_PATH)
 async def list_models(context: NamedDependency[GatewayContext]) -> ModelList:
     """The models that are not removed, oldest first."""
-    return ModelList(tuple(_model_view(row) for row in _present(context.catalogue.models())))
+    models = tuple(_model_view(row) for row in _present(context.catalogue.models()))
+    try:
+        return ModelList(models, (await shard_status(context)).warm)
+    except (ShardUnavailable, ShardRefused):
+        return ModelList(models, None)
+
+
+@put(f"{MODELS_PATH}/{{model_id:str}}/warm", status_code=200)
+async def warm_model(
+    model_id: FromPath[str],
+    data: JSONBody[ModelWarm],
+    context: NamedDependency[GatewayContext],
+) -> WarmView:
+    """Keep a model in memory in so many slots of the fleet, whoever comes and goes; 0 ends that."""
+    row = context.catalogue.model(model_id)
+    if row is None or row.removed_ms:
+        raise ApiError("model_not_found", "There is no such model.", "model_id")
+    if not 0 <= data.slots <= WARM_SLOTS_MAX:
+        message = f"A model can stay in memory in 0 to {WARM_SLOTS_MAX} slots."
+        raise ApiError("invalid_value", message, "slots")
+    await context.ask(WarmModel(ModelId(model_id), data.slots), Answered)
+    warm = (await shard_status(context)).warm
+    nowhere = WarmView(ModelId(model_id), row.name, 0, 0, 0)
+    return next((one for one in warm if one.model_id == model_id), nowhere)
 
 
 @delete(f"{MODELS_PATH}/{{model_id:str}}", status_code=200)
@@ -137,6 +164,7 @@ MODEL_ROUTES = (
     head_model_file,
     create_model,
     list_models,
+    warm_model,
     remove_model,
 )
 

@@ -1,12 +1,12 @@
-"""Sends a tiny request the whole way, again and again, and knows how the last one went.
+"""Sends a tiny request the whole way, again and again, and knows how the last ones went.
 
-It never waits for a slot, never asks for one that must be freed or loaded first, and moves nowhere.
+It asks for a slot that nobody else wants, waits for none, and moves nowhere.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from enum import StrEnum
 from typing import Final
 
@@ -20,7 +20,8 @@ from terafleet.control.gateway.live.failures import AnswerUnreadable
 from terafleet.control.gateway.live.requests import checked_request
 from terafleet.control.gateway.live.sessions import LiveRequest, LiveStream, ReaderTooSlow
 from terafleet.control.gateway.live.whole import WholeChat, WholeCompletion, WholeEmbeddings
-from terafleet.core.fleet_state import FleetState
+from terafleet.control.gateway.served_models import manifest_of
+from terafleet.control.ports import CatalogueUnavailable, ModelRow
 from terafleet.core.ids import BatchId, CustomerId, ModelId
 from terafleet.core.reasons import LeaseEnding, Refused
 from terafleet.core.session_effects import (
@@ -46,7 +47,10 @@ RETRY_MS: Final = 250
 """The first pause after a canary that did not go through; each further one is twice as long."""
 
 STAYS: Final = SessionSettings(moves_max=0)
-"""A session that would move might take a batch's slot, or have a model loaded."""
+"""A session that moved would say nothing of the car that it left."""
+
+MODELS_MAX: Final = 4
+"""For how many models one canary asks, in turn, until it finds one in memory."""
 
 _BODIES: Final[dict[str, dict[str, object]]] = {
     COMPLETIONS: {"prompt": "1", "max_tokens": 1, "temperature": 0},
@@ -59,23 +63,21 @@ _BODIES: Final[dict[str, dict[str, object]]] = {
 }
 """The smallest request for each endpoint, the plainest endpoint first."""
 
-_TAKEN: Final = frozenset(
-    {
-        Refused.FLEET_EMPTY,
-        Refused.MODEL_UNKNOWN,
-        Refused.NO_FEASIBLE_VEHICLE,
-        Refused.NO_SLOT_FREE,
-        Refused.NO_VEHICLE_PERMITS,
-    }
-)
-"""What the fleet says when the slot that was free is not there any more."""
+_NOT_SPARE: Final = {
+    Refused.NO_SLOT_SPARE: "no free slot has a model in memory",
+    Refused.NO_SLOT_FREE: "all slots are taken",
+    Refused.NO_VEHICLE_PERMITS: "no car permits",
+    Refused.NO_FEASIBLE_VEHICLE: "no car can run a model",
+    Refused.MODEL_UNKNOWN: "the fleet knows no model",
+    Refused.FLEET_EMPTY: "no car is enrolled",
+}
+"""What the fleet says when it has no slot to spare for a model, nearest miss first."""
 
 _CAR_WENT: Final = frozenset(
     {
         LeaseEnding.AGENT_RESTARTED,
         LeaseEnding.AGENT_STOPPED,
         LeaseEnding.CONDITIONS_CHANGED,
-        LeaseEnding.EPOCH_FENCED,
         LeaseEnding.LINK_SILENT,
         LeaseEnding.NOT_PERMITTED,
         LeaseEnding.OWNER_RETURNED,
@@ -103,20 +105,16 @@ class Depth(StrEnum):
     SESSION = "session"
 
 
-class Spare(msgspec.Struct, frozen=True):
-    """A model that stands in the memory of a car with a free slot."""
+class Target(msgspec.Struct, frozen=True):
+    """A model that a canary can ask, and at which endpoint."""
 
     model_id: ModelId
     name: str
     endpoint: str
 
 
-FindSpare = Callable[[int], Spare | str]
-"""Another spare model each turn, or in words why there is none."""
-
-
 class Passage(msgspec.Struct, frozen=True):
-    """How a canary went. Without a `fault` it went through, to `depth`.
+    """How a canary went: through to `depth`, or to a `fault` there.
 
     `shallow` says why it went no deeper than to the shard.
     """
@@ -132,41 +130,35 @@ class CanaryLost(Exception):
     """A canary did not go through; the message says where it ended."""
 
 
-def spare_model(fleet: FleetState, turn: int) -> Spare | str:
-    """Where a session costs next to nothing: a free slot, its model in memory, nobody waiting."""
-    if fleet.queued_sessions:
-        return "customers wait for slots"
-    loaded = {model_id for kind in fleet.index.ready for model_id in kind.loaded}
-    found = []
-    for model_id in sorted(loaded & fleet.models.keys()):
-        needs = fleet.models[model_id]
-        endpoint = next((one for one in _BODIES if one in needs.endpoints), None)
-        if endpoint is not None:
-            found.append(Spare(model_id, needs.name, endpoint))
-    if found:
-        return found[turn % len(found)]
-    if not fleet.vehicles:
-        return "no car is enrolled"
-    if not fleet.models:
-        return "there is no model"
-    if not any(group.permitting for group in fleet.index.groups.values()):
-        return "no car permits"
-    return "no car with a free slot has a model in memory"
+class NotSpare(Exception):
+    """The fleet has no slot for a canary of one model; for another one it may."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused)
+        self.refused = refused
 
 
-def canary_request(spare: Spare) -> LiveRequest:
+def canary_request(target: Target) -> LiveRequest:
     """A request for one token, checked as a customer's is."""
-    body = msgspec.json.encode({"model": spare.name, **_BODIES[spare.endpoint]})
-    checked = checked_request(spare.endpoint, body)
+    body = msgspec.json.encode({"model": target.name, **_BODIES[target.endpoint]})
+    checked = checked_request(target.endpoint, body)
     return LiveRequest(
         customer_id=CANARY,
-        model_id=spare.model_id,
-        endpoint=spare.endpoint,
+        model_id=target.model_id,
+        endpoint=target.endpoint,
         body=checked.body,
         tokens=checked.tokens,
         can_move=False,
         settings=STAYS,
+        only_spare=True,
     )
+
+
+def _target(row: ModelRow) -> Target | None:
+    """How a canary asks a model, if it can."""
+    offered = manifest_of(row).endpoints
+    endpoint = next((one for one in _BODIES if one in offered), None)
+    return None if endpoint is None else Target(ModelId(row.model_id), row.name, endpoint)
 
 
 def _monotonic_ms() -> int:
@@ -180,35 +172,56 @@ class Canary:
         self,
         context: GatewayContext,
         settings: CanarySettings,
-        find_spare: FindSpare,
         now_ms: Callable[[], int] = _monotonic_ms,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`now_ms` never goes back; `sleep` waits for so many seconds."""
         self._context = context
         self._settings = settings
-        self._find_spare = find_spare
         self._now_ms = now_ms
         self._sleep = sleep
         self._failed_in_row = 0
+        self._turn = 0
+        self._known: Target | None = None
         self.last: Passage | None = None
+        self.last_session: Passage | None = None
         self.through: Counter[Depth] = Counter()
         self.failed = 0
 
     @property
     def age_ms(self) -> int:
         """How long ago the last one ended."""
-        return self._now_ms() - self.last.ended_ms if self.last else 0
+        return self._age_ms(self.last)
+
+    @property
+    def session_age_ms(self) -> int | None:
+        """How long ago the last one that went on to a car came back from it; None: it did not."""
+        last = self.last_session
+        return None if last is None or last.fault else self._age_ms(last)
+
+    def _age_ms(self, passage: Passage | None) -> int:
+        return self._now_ms() - passage.ended_ms if passage else 0
 
     def fault(self) -> str:
-        """Why the way counts as broken, or empty."""
+        """Why the way counts as broken, or empty.
+
+        Who went to the shard only does not know what is wrong, or well again, behind it: what was
+        found there stands for as long as any canary's word does.
+        """
         if self.last is None:
             return "no canary has gone through yet"
         if self.last.fault:
             return self.last.fault
-        if self.age_ms > self._settings.period_ms + self._settings.patience_ms:
+        if not self._counts(self.last):
             return f"the last canary went through {self.age_ms // MS_PER_S} s ago"
-        return ""
+        return self._fault_behind()
+
+    def _fault_behind(self) -> str:
+        last = self.last_session
+        return last.fault if last is not None and self._counts(last) else ""
+
+    def _counts(self, passage: Passage) -> bool:
+        return self._age_ms(passage) <= self._settings.period_ms + self._settings.patience_ms
 
     async def run(self) -> None:
         """Send one canary after the other; ends only when it is cancelled."""
@@ -223,29 +236,35 @@ class Canary:
         try:
             async with asyncio.timeout(self._settings.patience_ms / MS_PER_S):
                 await self._through_shard()
+                depth = Depth.SESSION
                 shallow = await self._through_session()
         except TimeoutError:
             fault = "the canary took too long"
         except ShardUnavailable:
             fault = "the shard does not answer"
+        except CatalogueUnavailable:
+            depth, fault = Depth.SHARD, "the catalogue does not answer"
         except CanaryLost as lost:
             fault = str(lost)
-        else:
-            depth = Depth.SHARD if shallow else Depth.SESSION
+        if shallow:
+            depth = Depth.SHARD
         ended_ms = self._now_ms()
         self._keep(Passage(ended_ms, ended_ms - began_ms, fault, depth, shallow))
 
     def _keep(self, passage: Passage) -> None:
+        self.last = passage
+        if passage.depth is Depth.SESSION:
+            self.last_session = passage
         if passage.fault:
             self.failed += 1
-            self._failed_in_row += 1
             log.warning("canary_failed", cause=passage.fault, took_ms=passage.took_ms)
         else:
             self.through[passage.depth] += 1
-            if self._failed_in_row:
-                log.info("canary_went_through_again", depth=passage.depth)
+        if self.fault():
+            self._failed_in_row += 1
+        elif self._failed_in_row:
+            log.info("canary_went_through_again", depth=passage.depth)
             self._failed_in_row = 0
-        self.last = passage
 
     def _pause_ms(self) -> int:
         """Soon again after a failure, so that what has passed is seen to have passed."""
@@ -264,13 +283,42 @@ class Canary:
                 raise CanaryLost(f"the shard refused: {words}") from refused
 
     async def _through_session(self) -> str:
-        """On to a car and back. Returns why not, where there is none to spare."""
-        spare = self._find_spare(self.through.total() + self.failed)
-        if isinstance(spare, str):
-            return spare
-        async with self._context.live.open(canary_request(spare)) as stream:
+        """On to a car and back. Returns why not, where that is no failure."""
+        refused = set()
+        for target in self._targets():
             try:
-                return await _read(stream, spare)
+                shallow = await self._ask(target)
+            except NotSpare as none:
+                refused.add(none.refused)
+            else:
+                self._known = self._known if shallow else target
+                return shallow
+        return next(
+            (said for one, said in _NOT_SPARE.items() if one in refused), "there is no model"
+        )
+
+    def _targets(self) -> Iterator[Target]:
+        """Some models in turn; at last the one that went through last, which may be in memory."""
+        rows = self._context.catalogue.models()
+        found: list[Target] = []
+        for _ in rows:
+            target = _target(rows[self._turn % len(rows)])
+            self._turn += 1
+            if target is not None:
+                found.append(target)
+                yield target
+            if len(found) == MODELS_MAX:
+                break
+        known = self._known
+        is_there = known is not None and any(row.model_id == known.model_id for row in rows)
+        if known is not None and is_there and known not in found:
+            yield known
+
+    async def _ask(self, target: Target) -> str:
+        """Ask a model on a spare slot. Returns why it did not answer, where that is no failure."""
+        async with self._context.live.open(canary_request(target)) as stream:
+            try:
+                return await _read(stream, target)
             except ReaderTooSlow as fault:
                 raise CanaryLost("a car sent far more than was asked for") from fault
             except AnswerUnreadable as fault:
@@ -279,13 +327,13 @@ class Canary:
                 raise CanaryLost("a car sent an error in place of an answer") from fault
 
 
-async def _read(stream: LiveStream, spare: Spare) -> str:
+async def _read(stream: LiveStream, target: Target) -> str:
     """Read an answer as a customer would. Returns why there was none, if that is no failure."""
-    whole = _whole(spare)
+    whole = _whole(target)
     async for said in stream:
         match said:
             case SayQueued():
-                return "the free slot was taken"
+                raise NotSpare(Refused.NO_SLOT_FREE)
             case Deliver():
                 whole.take(said.pieces)
             case FinishSession():
@@ -298,9 +346,9 @@ async def _read(stream: LiveStream, spare: Spare) -> str:
 
 
 def _excuse(failed: FailSession) -> str:
-    """Why it is no failure of the control plane. Raises CanaryLost where it is one."""
-    if failed.refused in _TAKEN:
-        return "the free slot was taken"
+    """Why it is no failure of the control plane. Raises NotSpare, or CanaryLost where it is one."""
+    if failed.refused in _NOT_SPARE:
+        raise NotSpare(failed.refused)
     if failed.failure in _LOST_CAR and failed.detail in _CAR_WENT:
         return "the car left"
     words = str(failed.refused or failed.failure).replace("_", " ")
@@ -309,8 +357,8 @@ def _excuse(failed: FailSession) -> str:
     raise CanaryLost(f"a session failed: {words}{f': {failed.detail}' if is_ours else ''}")
 
 
-def _whole(spare: Spare) -> WholeChat | WholeCompletion | WholeEmbeddings:
-    head = Head("canary", 0, spare.name, 1)
-    if spare.endpoint == EMBEDDINGS:
+def _whole(target: Target) -> WholeChat | WholeCompletion | WholeEmbeddings:
+    head = Head("canary", 0, target.name, 1)
+    if target.endpoint == EMBEDDINGS:
         return WholeEmbeddings(1)
-    return WholeChat(head) if spare.endpoint == CHAT_COMPLETIONS else WholeCompletion(head)
+    return WholeChat(head) if target.endpoint == CHAT_COMPLETIONS else WholeCompletion(head)

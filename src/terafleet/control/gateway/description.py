@@ -1,6 +1,6 @@
 """The OpenAPI description of the gateway, with the error form that its routes really answer in."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, Router, get
@@ -10,10 +10,14 @@ from litestar.handlers import BaseRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
+from msgspec import Meta
 
 from terafleet.control.gateway.live.requests import LiveEmbeddings
+from terafleet.control.gateway.metrics import METRICS_PATH
+from terafleet.control.gateway.parameters import Text, Texts, TokenIdLists, TokenIds
 from terafleet.protocol.errors import ErrorReply
-from terafleet.protocol.live import LiveChat, LiveCompletion
+from terafleet.protocol.live import CHOICES_MAX, LiveChat, LiveCompletion
+from terafleet.protocol.live_answers import DONE, EXPLAIN_HEADER, ChatChunk, Completion
 from terafleet.protocol.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS
 
 FAILED_MIN = 400
@@ -32,7 +36,24 @@ BODIES: dict[str, type[msgspec.Struct]] = {
 }
 """What routes are sent that read their bodies themselves."""
 
-STREAMED = (CHAT_COMPLETIONS, COMPLETIONS)
+_Prompts = Annotated[list[str | TokenIds], Meta(min_length=1, max_length=CHOICES_MAX)]
+
+INPUTS: dict[tuple[str, str], tuple[Any, ...]] = {
+    ("LiveCompletion", "prompt"): (str, TokenIds, _Prompts),
+    ("LiveEmbeddings", "input"): (Text, Texts, TokenIds, TokenIdLists),
+}
+"""What fields may be for which one type can't say it."""
+
+STREAMED: dict[str, type[msgspec.Struct]] = {CHAT_COMPLETIONS: ChatChunk, COMPLETIONS: Completion}
+"""What the events of a stream hold."""
+
+EXPLAIN: dict[str, Any] = {
+    "name": EXPLAIN_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "With 1 the answer tells what went on behind it, in its field terafleet.",
+    "schema": {"type": "string"},
+}
 
 
 async def _nothing_here(_: ASGIConnection[Any, Any, Any, Any], __: BaseRouteHandler) -> None:
@@ -57,17 +78,10 @@ def openapi_config(version: str) -> OpenAPIConfig:
 
 
 def described(schema: dict[str, Any]) -> dict[str, Any]:
-    """The generated description, with `ErrorReply` as what every failed request gets."""
-    (_, *bodies), components = msgspec.json.schema_components(
-        [ErrorReply, *BODIES.values()], ref_template="#/components/schemas/{name}"
-    )
-    schema["components"].setdefault("schemas", {}).update(components)
-    for path, body in zip(BODIES, bodies, strict=True):
-        content = {"application/json": {"schema": body}}
-        schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
-    for path in STREAMED:
-        content = schema["paths"][path]["post"]["responses"]["200"]["content"]
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+    """The generated description, with live inference, and `ErrorReply` for all that fails."""
+    _describe_live(schema)
+    # From this computer without a key, from elsewhere with an operator's.
+    schema["paths"][METRICS_PATH]["get"]["security"] = [{}, *NEEDS_KEY]
     failed = {
         "description": "The request failed; the code says why.",
         "content": {
@@ -84,6 +98,44 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
                 # Litestar calls a part of a path with slashes in it a URI, which it is not.
                 parameter["schema"].pop("format", None)
     return schema
+
+
+def _describe_live(schema: dict[str, Any]) -> None:
+    """What the routes of live inference read and write by themselves."""
+    (_, _, *bodies), components = _schemas(ErrorReply, ChatChunk, *BODIES.values())
+    for (name, field), kinds in INPUTS.items():
+        choices, _ = _schemas(*kinds)
+        components[name]["properties"][field] = {"anyOf": list(choices)}
+    schema["components"].setdefault("schemas", {}).update(components)
+    for path, body in zip(BODIES, bodies, strict=True):
+        operation = schema["paths"][path]["post"]
+        content = {"application/json": {"schema": body}}
+        operation["requestBody"] = {"required": True, "content": content}
+        operation["parameters"] = [EXPLAIN]
+    for path, chunk in STREAMED.items():
+        content = schema["paths"][path]["post"]["responses"]["200"]["content"]
+        content["text/event-stream"] = {"schema": _event(chunk)}
+
+
+def _event(chunk: type[msgspec.Struct]) -> dict[str, Any]:
+    """One server-sent event of a stream; a media type's schema is that of each of its events."""
+    kinds: list[dict[str, Any]] = [{"const": DONE}]
+    for held in (chunk, ErrorReply):
+        (schema,), _ = _schemas(held)
+        kinds.append({"contentMediaType": "application/json", "contentSchema": schema})
+    return {
+        "type": "object",
+        "description": (
+            "For requests with stream. The last event says that the answer is whole, or why it "
+            "broke off."
+        ),
+        "properties": {"data": {"type": "string", "anyOf": kinds}},
+        "required": ["data"],
+    }
+
+
+def _schemas(*kinds: Any) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+    return msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
 
 
 @get("/openapi.json", include_in_schema=False, sync_to_thread=False)

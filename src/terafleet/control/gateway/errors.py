@@ -10,7 +10,7 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import ExceptionHandlersMap
 
 from terafleet.control.gateway.context import ShardRefused, ShardUnavailable
-from terafleet.control.ports import CatalogueFull, ObjectsFull
+from terafleet.control.ports import CatalogueFull, CatalogueUnavailable, ObjectsFull
 from terafleet.core.reasons import Refused
 from terafleet.protocol.errors import ERRORS, ErrorReply, error_reply
 
@@ -32,13 +32,13 @@ CODE_OF_REFUSED: dict[Refused, str] = {
     Refused.NO_FEASIBLE_VEHICLE: "no_feasible_vehicle",
     Refused.FLEET_EMPTY: "fleet_empty",
     # Gateways draw ids at random, so a taken one is a fault of theirs and not of the customer.
-    Refused.BATCH_ID_TAKEN: "internal_error",
     Refused.BATCH_UNKNOWN: "batch_not_found",
     Refused.BATCH_ENDED: "batch_ended",
     Refused.STORAGE_FULL: "storage_full",
     Refused.VEHICLE_UNKNOWN: "vehicle_not_found",
     Refused.OVERLOADED: "overloaded",
     Refused.NO_SLOT_FREE: "no_slot_free",
+    Refused.NO_SLOT_SPARE: "no_slot_spare",
     Refused.NO_VEHICLE_PERMITS: "no_vehicle_permits",
 }
 
@@ -134,6 +134,12 @@ def _answer_full(
     return error_response(ApiError("storage_full", "There is no room left to store this."))
 
 
+def _answer_unavailable(_: AnyRequest, error: CatalogueUnavailable) -> Response[ErrorReply]:
+    _log.warning("catalogue_unavailable", cause=str(error))
+    message = "The control plane's database can't be reached; ask again in a moment."
+    return error_response(ApiError("overloaded", message))
+
+
 def _answer_validation(_: AnyRequest, error: ValidationException) -> Response[ErrorReply]:
     faults = error.extra if isinstance(error.extra, list) else []
     if not faults:
@@ -180,6 +186,7 @@ EXCEPTION_HANDLERS: ExceptionHandlersMap = {
     ShardUnavailable: _answer_shard_unavailable,
     ShardRefused: _answer_shard_refused,
     CatalogueFull: _answer_full,
+    CatalogueUnavailable: _answer_unavailable,
     ObjectsFull: _answer_full,
     ValidationException: _answer_validation,
     HTTPException: _answer_http_exception,

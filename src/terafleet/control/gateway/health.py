@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 import msgspec
-from litestar import Request, get
+from litestar import HttpMethod, Request, get, route
 from litestar.di import NamedDependency
 
 from terafleet.control.gateway.canary import Canary
@@ -40,8 +40,8 @@ class Ready(msgspec.Struct, frozen=True):
 class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     """The gateway is ready, and the last canary went through: so far, so quickly, so long ago.
 
-    `shallow` says why it went no deeper than to the shard. A gateway without canaries has only
-    the status.
+    `shallow` says why it went no deeper than to the shard, `session_age_ms` how long ago one last
+    came back from a car. A gateway without canaries has only the status.
     """
 
     status: str
@@ -49,6 +49,7 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     shallow: str = ""
     canary_ms: int | None = None
     canary_age_ms: int | None = None
+    session_age_ms: int | None = None
 
 
 class Watch(msgspec.Struct, frozen=True):
@@ -95,7 +96,8 @@ class HealthCheck:
         if fault or canary.last is None:
             raise _unhealthy(fault)
         last = canary.last
-        return Health("ok", last.depth, last.shallow, last.took_ms, canary.age_ms)
+        ages_ms = (canary.age_ms, canary.session_age_ms)
+        return Health("ok", last.depth, last.shallow, last.took_ms, *ages_ms)
 
     async def check_ready(self, context: GatewayContext) -> None:
         """Raises ApiError with what keeps the gateway from working."""
@@ -116,6 +118,9 @@ def _unhealthy(fault: str) -> ApiError:
     return ApiError("shard_unavailable", f"{fault[:1].upper()}{fault[1:]}.")
 
 
+_METHODS = [HttpMethod.GET, HttpMethod.HEAD]
+"""Some monitors ask for the head only."""
+
 HEALTH_KEY = "health"
 """Where the application keeps its HealthCheck."""
 
@@ -127,7 +132,7 @@ def health_check_of(request: Request[Any, Any, Any]) -> HealthCheck:
     return check
 
 
-@get("/healthz", tags=["health"])
+@route("/healthz", http_method=_METHODS, tags=["health"])
 async def get_health(
     request: Request[Any, Any, Any], context: NamedDependency[GatewayContext]
 ) -> Health:
@@ -135,7 +140,7 @@ async def get_health(
     return await health_check_of(request).health(context)
 
 
-@get("/readyz", tags=["health"])
+@route("/readyz", http_method=_METHODS, tags=["health"])
 async def get_ready(
     request: Request[Any, Any, Any], context: NamedDependency[GatewayContext]
 ) -> Ready:

@@ -1,11 +1,13 @@
 """Counts what the gateway does, and tells it with the shard's figures in Prometheus' text format.
 
-No label has a value that a stranger chooses, and none names a customer, a key, a car or a model.
+No label has a value that a stranger chooses, and none names a customer, a key or a car; a model is
+named where sessions may wait for it, or where the operator wants it to stay in memory.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address, ip_address
+from itertools import accumulate
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +26,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from terafleet.control.gateway.auth import require_operator
@@ -37,7 +44,7 @@ from terafleet.core.ids import SessionId
 from terafleet.core.records import VehicleState
 from terafleet.core.units import MS_PER_S
 from terafleet.protocol.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS
-from terafleet.protocol.shard import ShardStatus
+from terafleet.protocol.shard import ShardStatus, TimesTaken
 
 METRICS_PATH: Final = "/metrics"
 TEXT_FORMAT: Final = "text/plain; version=0.0.4"
@@ -200,6 +207,7 @@ class _Asked(Collector):
         yield free
         if status is not None:
             yield from _of_fleet(status)
+            yield from _of_warm(status)
             yield from _of_engine(status)
         if self.canary is not None:
             yield from _of_canary(self.canary)
@@ -213,6 +221,13 @@ def _counter(name: str, words: str, value: float) -> Metric:
     return CounterMetricFamily(f"terafleet_{name}", words, float(value))
 
 
+def _times(name: str, words: str, taken: TimesTaken) -> Metric:
+    bounds_s = [str(bound_ms / MS_PER_S) for bound_ms in taken.bounds_ms]
+    buckets = zip([*bounds_s, "+Inf"], accumulate(taken.counts), strict=True)
+    total_s = taken.total_ms / MS_PER_S
+    return HistogramMetricFamily(f"terafleet_{name}", words, list(buckets), total_s)
+
+
 def _of_fleet(status: ShardStatus) -> Iterator[Metric]:
     yield _gauge("batches_open", "Batches that have not ended.", status.batches_open)
     yield _gauge("units_waiting", "Work units that wait for a slot.", status.units_waiting)
@@ -221,16 +236,34 @@ def _of_fleet(status: ShardStatus) -> Iterator[Metric]:
     for state in VehicleState:
         vehicles.add_metric([state], status.vehicles.get(state, 0))
     yield vehicles
+    queued = GaugeMetricFamily(
+        "terafleet_sessions_queued", "Live sessions that wait for a slot.", labels=["model"]
+    )
+    for name, waiting in status.sessions_queued.items():
+        queued.add_metric([name], waiting)
+    yield queued
+
+
+def _of_warm(status: ShardStatus) -> Iterator[Metric]:
+    name = "terafleet_warm_slots"
+    words = "Slots in which a model shall stay in memory."
+    wanted = GaugeMetricFamily(f"{name}_wanted", words, labels=["model"])
+    words = "Slots of cars that have a model in memory which shall stay there."
+    loaded = GaugeMetricFamily(f"{name}_loaded", words, labels=["model"])
+    for one in status.warm:
+        wanted.add_metric([one.name], one.slots)
+        loaded.add_metric([one.name], one.slots_loaded)
+    yield wanted
+    yield loaded
 
 
 def _of_engine(status: ShardStatus) -> Iterator[Metric]:
     figures = status.figures
     started_s = status.started_ms / MS_PER_S
-    mean_s = figures.get("commit_ms_mean", 0) / MS_PER_S
     yield _gauge("shard_start_time_seconds", "When the shard began, since 1970.", started_s)
     yield _gauge("storage_full", "Whether new work is refused for room.", status.is_storage_full)
     yield _gauge("journal_sequence", "The newest event of the journal.", status.journal_sequence)
-    yield _gauge("commit_mean_seconds", "Mean time of a commit since the start.", mean_s)
+    yield _times("commit_seconds", "What commits of the record took.", status.commit_times)
     yield _gauge("inbox_events", "Events that wait for the shard.", figures.get("inbox_length", 0))
     for name, figure, words in (
         ("events", "events", "Events that the shard has handled."),

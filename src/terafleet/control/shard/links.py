@@ -11,7 +11,7 @@ from terafleet.bus.ports import Bus, BusUnavailable, Message
 from terafleet.core import events as ev
 from terafleet.core.capability import Capability
 from terafleet.core.effects import WelcomeVehicle
-from terafleet.core.ids import Epoch, ReceiptId, VehicleId, WorkUnitId, output_name
+from terafleet.core.ids import Epoch, ModelId, ReceiptId, VehicleId, WorkUnitId, output_name
 from terafleet.core.reasons import Failure
 from terafleet.engine.ports import Blob
 from terafleet.protocol.agent import (
@@ -27,6 +27,7 @@ from terafleet.protocol.agent import (
     HeartbeatAnswer,
     Hello,
     HelloWanted,
+    LoadFailed,
     PermitReport,
     Receipt,
     Receipts,
@@ -41,6 +42,7 @@ log = structlog.get_logger(__name__)
 Submit = Callable[[ev.FleetEvent, Sequence[Blob]], bool]
 
 DETAIL_CHARACTERS_MAX = 500
+MODEL_ID_CHARACTERS_MAX = 64
 
 SLOTS_MAX = 64
 """No car offers more, whatever it says; an agent's own settings have the same limit."""
@@ -175,7 +177,7 @@ class Links:
         self,
         vehicle_id: VehicleId,
         link: _Link,
-        message: Heartbeat | PermitReport | CapabilityReport | Receipts | Goodbye,
+        message: Heartbeat | PermitReport | CapabilityReport | Receipts | LoadFailed | Goodbye,
     ) -> None:
         now_ms = self._now_ms()
         match message:
@@ -192,6 +194,11 @@ class Links:
             case CapabilityReport():
                 offered = _plausible(message.capability)
                 self._tell(ev.CapabilityChanged(now_ms, vehicle_id, link.epoch, offered))
+            case LoadFailed():
+                detail = message.detail[:DETAIL_CHARACTERS_MAX]
+                model_id = ModelId(message.model_id[:MODEL_ID_CHARACTERS_MAX])
+                told = (link.epoch, model_id, message.failure, detail)
+                self._submit(ev.LoadFailed(now_ms, vehicle_id, *told), ())
             case Goodbye():
                 self._submit(ev.VehicleLeft(now_ms, vehicle_id, link.epoch), ())
 

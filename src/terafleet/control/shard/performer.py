@@ -33,6 +33,8 @@ from terafleet.protocol.agent import (
     Grant,
     Grants,
     HelloWanted,
+    KeepLoaded,
+    KeptModel,
     OfferedUnit,
     Revoke,
 )
@@ -243,6 +245,10 @@ class Performer:
         )
         self._links.send(effect.vehicle_id, Grants(effect.epoch, (grant,)))
 
+    def _keep_loaded(self, effect: fx.KeepLoaded) -> None:
+        models = tuple(KeptModel(one, self._addresses.manifest(one)) for one in effect.model_ids)
+        self._links.send(effect.vehicle_id, KeepLoaded(effect.epoch, models))
+
     def _tell_granted(self, effect: fx.TellGranted) -> None:
         _, *fields = msgspec.structs.astuple(effect)
         self._tell(effect.gateway_id, live.SlotGranted(*fields))
@@ -345,6 +351,7 @@ _METHODS: dict[type, Callable[[Performer, Any], None]] = {
     fx.AskHello: Performer._ask_hello,
     fx.GrantLease: Performer._grant,
     fx.GrantSession: Performer._grant_session,
+    fx.KeepLoaded: Performer._keep_loaded,
     fx.TellGranted: Performer._tell_granted,
     fx.TellQueued: Performer._tell_queued,
     fx.TellRefused: Performer._tell_refused,

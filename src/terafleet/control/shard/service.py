@@ -13,25 +13,34 @@ from terafleet.control.shard.links import Links, Submit
 from terafleet.control.shard.story import tell
 from terafleet.core import events as ev
 from terafleet.core.fleet import Fleet
+from terafleet.core.fleet_state import FleetState
 from terafleet.core.ids import RequestId, output_name
 from terafleet.core.reasons import Refused
-from terafleet.core.records import VehicleRecord
-from terafleet.engine.figures import Figures
-from terafleet.engine.ports import Record, Store
+from terafleet.core.records import VehicleRecord, WarmRecord
+from terafleet.engine.figures import COMMIT_MS_BOUNDS, Figures
+from terafleet.engine.ports import Record, StorageUnavailable, Store
 from terafleet.protocol import shard as q
 from terafleet.protocol.agent import MESSAGE_BYTES_MAX
 from terafleet.protocol.parcel import unpack
 
 log = structlog.get_logger(__name__)
 
+ReadsRecord = q.GetBatch | q.ListBatches | q.GetOutputs | q.GetStory
+"""Questions that the record answers; all others are about what the machine knows."""
+
 BATCH_RECORD = "batch"
 OUTPUTS_BYTES_MAX = MESSAGE_BYTES_MAX // 2
 
 
-REFUSED_FULL = q.Answered(Refused.STORAGE_FULL, "the control plane's disk is full")
+REFUSED_FULL = q.Answered(
+    Refused.STORAGE_FULL, "the control plane's disk is full, or its database out of reach"
+)
 WAITS_FULL = q.Answered(
     Refused.STORAGE_FULL,
-    "the control plane's disk is full; what was asked may be done once there is room",
+    f"{REFUSED_FULL.detail}; what was asked may be done once there is room",
+)
+UNREADABLE = q.Answered(
+    Refused.OVERLOADED, "the control plane's database can't be reached; ask again in a moment"
 )
 
 
@@ -136,7 +145,7 @@ class ShardView:
         state = self.fleet.state
         return q.VehicleList(
             tuple(
-                _vehicle_view(vehicle, self.links.heard_ms(vehicle.vehicle_id))
+                _vehicle_view(state, vehicle, self.links.heard_ms(vehicle.vehicle_id))
                 for vehicle in state.vehicles.values()
             )
         )
@@ -168,6 +177,11 @@ class ShardView:
                 "events_refused": figures.refused,
                 "snapshots": figures.snapshots,
             },
+            warm=tuple(_warm_view(state, record) for record in state.warm.values()),
+            sessions_queued=_sessions_queued(state),
+            commit_times=q.TimesTaken(
+                COMMIT_MS_BOUNDS, tuple(figures.commits_by_ms), round(figures.commit_ms_total, 3)
+            ),
         )
 
 
@@ -176,8 +190,29 @@ def _batch_view(record: Record) -> q.BatchView:
     return msgspec.msgpack.decode(record.body, type=q.BatchView)
 
 
-def _vehicle_view(vehicle: VehicleRecord, heard_ms: int) -> q.VehicleView:
-    capability = vehicle.capability
+def _sessions_queued(state: FleetState) -> dict[str, int]:
+    """How many sessions wait for each model; for one of the catalogue also none."""
+    queued: Counter[str] = Counter()
+    for model_id, shape in state.index.shapes.items():
+        waiting = state.queued_sessions.waiting(model_id)
+        if waiting or model_id in state.models:
+            queued[shape.needs.name] += waiting
+    return dict(queued)
+
+
+def _warm_view(state: FleetState, record: WarmRecord) -> q.WarmView:
+    return q.WarmView(
+        model_id=record.model_id,
+        name=state.models[record.model_id].name,
+        slots=record.slots,
+        slots_chosen=record.slots_chosen,
+        slots_loaded=record.slots_loaded,
+    )
+
+
+def _vehicle_view(state: FleetState, vehicle: VehicleRecord, heard_ms: int) -> q.VehicleView:
+    capability, models = vehicle.capability, state.models
+    loaded = capability.loaded if capability and vehicle.epoch else ()
     return q.VehicleView(
         vehicle_id=vehicle.vehicle_id,
         name=vehicle.name,
@@ -196,6 +231,8 @@ def _vehicle_view(vehicle: VehicleRecord, heard_ms: int) -> q.VehicleView:
         reward_micro=vehicle.reward_micro,
         quarantined_until_ms=vehicle.quarantined_until_ms,
         heard_ms=heard_ms,
+        canaries_answered=vehicle.canaries_answered,
+        loaded=tuple(models[one].name if one in models else str(one) for one in loaded),
     )
 
 
@@ -224,32 +261,37 @@ class Service:
         except msgspec.DecodeError as fault:
             log.warning("question_undecodable", fault=str(fault))
             return
-        if isinstance(question, q.GetOutputs | q.GetStory):
-            task = asyncio.create_task(self._read_slowly(question, message.reply))
+        if isinstance(question, ReadsRecord):
+            task = asyncio.create_task(self._read_record(question, message.reply))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        elif isinstance(question, q.GetBatch | q.ListBatches | q.ListVehicles | q.GetStatus):
-            self._answers.send(message.reply, self._read(question))
+        elif isinstance(question, q.ListVehicles):
+            self._answers.send(message.reply, self._view.vehicles())
+        elif isinstance(question, q.GetStatus):
+            status = self._view.status(self._now_ms(), self._health())
+            self._answers.send(message.reply, status)
         else:
             self._change(question, message.reply)
 
-    async def _read_slowly(self, question: q.GetOutputs | q.GetStory, reply: str) -> None:
-        if isinstance(question, q.GetOutputs):
-            answer: q.Reply = await asyncio.to_thread(self._view.outputs, question)
-        else:
-            answer = await asyncio.to_thread(tell, self._view.store, question.about, question.limit)
+    async def _read_record(self, question: ReadsRecord, reply: str) -> None:
+        """Read in a thread: disks and database servers take their time."""
+        try:
+            answer = await asyncio.to_thread(self._read, question)
+        except StorageUnavailable as fault:
+            log.warning("record_unavailable", cause=str(fault))
+            answer = UNREADABLE
         self._answers.send(reply, answer)
 
-    def _read(self, question: q.GetBatch | q.ListBatches | q.ListVehicles | q.GetStatus) -> q.Reply:
+    def _read(self, question: ReadsRecord) -> q.Reply:
         match question:
             case q.GetBatch():
                 return self._view.batch(question)
             case q.ListBatches():
                 return self._view.batches(question)
-            case q.ListVehicles():
-                return self._view.vehicles()
-            case q.GetStatus():
-                return self._view.status(self._now_ms(), self._health())
+            case q.GetOutputs():
+                return self._view.outputs(question)
+            case q.GetStory():
+                return tell(self._view.store, question.about, question.limit)
 
     def _change(self, question: q.AnyQuestion, reply: str) -> None:
         health = self._health()
@@ -282,4 +324,5 @@ EVENTS: dict[type[q.Question], Callable[..., ev.FleetEvent]] = {
     q.DrainVehicle: ev.VehicleDrained,
     q.AddModel: ev.ModelAdded,
     q.RemoveModel: ev.ModelRemoved,
+    q.WarmModel: ev.ModelWarmed,
 }

@@ -19,8 +19,8 @@ LINES_MAX = 10_000
 def tell(store: Store, about: str, limit: int) -> Story:
     """The newest `limit` lines about a thing, oldest first.
 
-    `about` is an id as the product prints it: `batch_…`, `veh-…`, `lease-7`, `unit-12`. Work
-    units and leases that belong to it are told where they matter to it.
+    `about` is an id as the product prints it: `batch_…`, `veh-…`, `lease-7`, `unit-12`, or a
+    model's id. Work units and leases that belong to it are told where they matter to it.
     """
     lines: deque[StoryLine] = deque(maxlen=max(1, min(limit, LINES_MAX)))
     count = 0
@@ -47,6 +47,10 @@ def _named(fact: ev.FleetEvent | fx.FleetEffect) -> set[str]:
     for field, value in msgspec.structs.asdict(fact).items():
         if field in ("vehicle_id", "batch_id", "model_id", "session_id"):
             named.add(value)
+        elif field == "model_ids":
+            named.update(value)
+        elif field == "needs":
+            named.add(value.model_id)
         elif field == "lease_id":
             named.add(f"lease-{value}")
         elif field == "unit_id":
@@ -104,6 +108,19 @@ def _permit(fact: ev.PermitChanged) -> str:
     return f"{fact.vehicle_id} permits"
 
 
+def _warmed(fact: ev.ModelWarmed) -> str:
+    if not fact.slots:
+        return f"{fact.model_id} need not stay in memory any more"
+    slots = "1 slot" if fact.slots == 1 else f"{fact.slots} slots"
+    return f"{fact.model_id} shall stay in memory in {slots}"
+
+
+def _kept(fact: fx.KeepLoaded) -> str:
+    if not fact.model_ids:
+        return f"{fact.vehicle_id} is asked to keep nothing in memory"
+    return f"{fact.vehicle_id} is asked to keep in memory: {', '.join(fact.model_ids)}"
+
+
 def _recorded(fact: fx.RecordBatch) -> str:
     done = fact.requests_completed + fact.requests_failed
     waiting = f", waiting: {fact.waiting}" if fact.waiting else ""
@@ -121,7 +138,7 @@ _TELLERS: dict[type, Callable[[Any], str]] = {
     ev.CapabilityChanged: lambda fact: (
         f"{fact.vehicle_id} offers {', '.join(fact.capability.runtimes)} with "
         f"{fact.capability.memory_mb} MB and {fact.capability.slots} slots, "
-        f"{len(fact.capability.models)} models on disk"
+        f"{len(fact.capability.models)} models on disk, {len(fact.capability.loaded)} in memory"
     ),
     ev.PermitChanged: _permit,
     ev.VehicleSilent: lambda fact: (
@@ -131,6 +148,13 @@ _TELLERS: dict[type, Callable[[Any], str]] = {
     ev.VehicleLeft: lambda fact: f"{fact.vehicle_id} said goodbye",
     ev.VehicleDrained: lambda fact: (
         f"{fact.vehicle_id} {'drains' if fact.is_draining else 'takes work again'}"
+    ),
+    ev.ModelAdded: lambda fact: f"{fact.needs.model_id} added as {fact.needs.name}",
+    ev.ModelRemoved: lambda fact: f"{fact.model_id} removed from the catalogue",
+    ev.ModelWarmed: _warmed,
+    ev.LoadFailed: lambda fact: (
+        f"{fact.vehicle_id} can't keep {fact.model_id} in memory: "
+        f"{fact.failure}{': ' + fact.detail if fact.detail else ''}"
     ),
     ev.BatchCreated: lambda fact: (
         f"{fact.batch_id} asked for: {fact.requests} requests to {fact.endpoint}"
@@ -151,7 +175,8 @@ _TELLERS: dict[type, Callable[[Any], str]] = {
     fx.FenceVehicle: lambda fact: f"epoch {fact.epoch} of {fact.vehicle_id} is over",
     fx.GrantLease: _granted,
     ev.SessionWanted: lambda fact: (
-        f"{fact.session_id} asked for a slot: {fact.endpoint}, about {fact.tokens} tokens"
+        f"{fact.session_id} asked for a {'spare ' if fact.only_spare else ''}slot: "
+        f"{fact.endpoint}, about {fact.tokens} tokens"
         f"{', not on ' + ', '.join(fact.excluded) if fact.excluded else ''}"
     ),
     ev.SessionUnwanted: lambda fact: (
@@ -164,6 +189,7 @@ _TELLERS: dict[type, Callable[[Any], str]] = {
         f"{fact.session_id}"
         f"{f', in place of lease-{fact.replaces}' if fact.replaces else ''}"
     ),
+    fx.KeepLoaded: _kept,
     fx.TellQueued: lambda fact: f"{fact.session_id} waits for about {fact.wait_ms} ms",
     fx.TellRefused: lambda fact: f"{fact.session_id} refused: {fact.refused}: {fact.detail}",
     fx.TellLost: lambda fact: f"{fact.session_id} lost lease-{fact.lease_id}: {fact.ending}",

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from terafleet.engine.adapters.snapshot_files import SnapshotFiles
 from terafleet.engine.adapters.sqlite_format import (
-    StoreInUse,
     Synchronous,
     check_format,
     lock,
@@ -26,11 +25,10 @@ from terafleet.engine.ports import (
     JournalEntry,
     Record,
     Recovered,
+    StorageDamaged,
     StorageFull,
     check_sequence,
 )
-
-__all__ = ["SqliteStore", "StorageDamaged", "StoreInUse"]
 
 SNAPSHOTS_KEPT = 2
 PAGE_ENTRIES = 500
@@ -60,10 +58,6 @@ ON CONFLICT (name) DO UPDATE SET body = excluded.body
 SELECT_RECORD = "SELECT kind, id, body, parent, sort FROM records"
 
 logger = logging.getLogger(__name__)
-
-
-class StorageDamaged(Exception):
-    """The record cannot be read, or no whole snapshot joins what is left of the journal."""
 
 
 class SqliteStore:

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Literal
 
-from terafleet.engine.ports import StorageVersionUnknown
+from terafleet.engine.ports import StorageVersionUnknown, StoreInUse
 
 Synchronous = Literal["FULL", "NORMAL"]
 
@@ -58,10 +58,6 @@ CREATE TABLE blobs (
 """
 
 
-class StoreInUse(Exception):
-    """Another process, or another store in this one, has the record open for writing."""
-
-
 def check_format(path: Path) -> None:
     """Raises StorageVersionUnknown unless the file is absent, empty or of this format.
 
@@ -92,7 +88,7 @@ def lock(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise StoreInUse(str(path)) from error
+        raise StoreInUse(f"another process has {path} open") from error
     return descriptor
 
 

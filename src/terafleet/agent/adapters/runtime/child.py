@@ -14,6 +14,7 @@ import msgspec
 
 import terafleet
 from terafleet.agent.adapters.runtime.child_process import ChildProcess
+from terafleet.agent.adapters.runtime.stillness import LOOK_MS, Stillness
 from terafleet.agent.ports import (
     RuntimeFailure,
     RuntimeLoaded,
@@ -53,6 +54,10 @@ from terafleet.protocol.errors import ERRORS
 _SOURCE_FOLDER: Final = Path(terafleet.__file__).parents[1]
 _PROGRAM: Final = "terafleet.agent.runtime_host"
 _START_SECONDS_MAX: Final = 60.0
+_LOOK_SECONDS: Final = LOOK_MS / 1000
+_STOP_LOOKS_MAX: Final = 75
+"""At how many looks the program may still be at what it was told to stop, 15 s in all: a batch, or
+a part of a prompt, takes far less. A request may keep a library busy for ever."""
 _PAYLOAD_BYTES_MAX: Final = FRAME_BYTES_MAX - 4096
 # An integer in MessagePack, with its type.
 _TOKEN_BYTES_MAX: Final = 9
@@ -100,6 +105,7 @@ class ChildRuntime:
         errors = None if self._settings.shows_errors else subprocess.DEVNULL
         try:
             await life.child.start(self._command(), self._environment(), errors)
+            life.watch()
             async with asyncio.timeout(_START_SECONDS_MAX):
                 ready = await life.ready
         except TimeoutError:
@@ -123,6 +129,7 @@ class ChildRuntime:
         if model.model_id not in life.loads:
             life.loads[model.model_id] = asyncio.get_running_loop().create_future()
             life.send(Load(model.model_id, str(model.folder), dict(model.options)))
+            life.watch()
         return await asyncio.shield(life.loads[model.model_id])
 
     async def run(self, work: RuntimeWork) -> RuntimeResult | RuntimeFailure:
@@ -161,33 +168,37 @@ class ChildRuntime:
         number = message.number
         life.attempts[number] = waiting
         life.send(message)
+        life.watch()
         try:
             return await waiting.outcome
         finally:
             if life.attempts.pop(number, None) is not None:
-                life.send(Stop(number))
+                life.tell_to_stop(number)
 
     async def stop(self, attempt_id: str) -> None:
         """Give up an attempt or a session; its slot is free at once.
 
-        Its thread ends after its current batch or token, and nothing more is heard of it.
+        Its thread ends after its current batch or token, and nothing more is heard of it. A
+        program whose thread does not end is ended.
         """
         life = self._life
         attempts = life.attempts.items() if life is not None else ()
         for number in [number for number, one in attempts if one.attempt_id == attempt_id]:
             assert life is not None
-            life.send(Stop(number))
+            life.tell_to_stop(number)
             life.finish(number, RuntimeFailure(attempt_id, Failure.STOPPED))
 
     def suspend(self) -> None:
         """Stop all threads of the program where they are."""
         if self._life is not None:
+            self._life.is_suspended = True
             self._life.child.signal_group(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let them go on."""
         if self._life is not None:
             self._life.child.signal_group(signal.SIGCONT)
+            self._life.is_suspended = False
 
     async def kill(self) -> None:
         """End the program, suspended or not; its attempts count as stopped."""
@@ -261,7 +272,11 @@ class _Attempt:
 
 
 class _Life:
-    """The program from one start to its end, and who waits for what from it."""
+    """The program from one start to its end, and who waits for what from it.
+
+    One that owes something and stands still, but was not told to, or goes on with what it was told
+    to stop, is ended as a crash.
+    """
 
     def __init__(self, on_exit: Callable[[str], None]) -> None:
         self._on_exit = on_exit
@@ -270,7 +285,25 @@ class _Life:
         self.loads: dict[str, asyncio.Future[RuntimeLoaded | RuntimeFailure]] = {}
         self.attempts: dict[int, _Attempt] = {}
         self.is_unwanted = False
+        self.is_suspended = False
         self.is_over = False
+        self._stillness = Stillness()
+        self._stopping: dict[int, int] = {}
+        """What it was told to stop, and at how many looks since."""
+        self._fault = ""
+        self._next_look: asyncio.TimerHandle | None = None
+
+    def watch(self) -> None:
+        """Look after the program from now on, for as long as it owes anything."""
+        if self._next_look is None and not self.is_over:
+            self._stillness.forget()
+            self._look()
+
+    def tell_to_stop(self, number: int) -> None:
+        """Let the program give up an attempt or a session, and see that it does."""
+        self.send(Stop(number))
+        self._stopping[number] = 0
+        self.watch()
 
     def send(self, message: AnyToRuntime) -> None:
         """Say something to the program; what it can't hear any more is lost."""
@@ -281,6 +314,32 @@ class _Life:
         attempt = self.attempts.pop(number, None)
         if attempt is not None and not attempt.outcome.done():
             attempt.outcome.set_result(outcome)
+
+    def _look(self) -> None:
+        self._next_look = None
+        if self.child.has_ended or not self._owes():
+            return
+        if self.is_suspended:
+            self._stillness.forget()
+        elif self._stillness.look(self.child.cpu_ns(), self.child.states):
+            self._fault = "it stood still"
+        elif not self._obeys():
+            self._fault = "it did not stop what it was told to"
+        if self._fault:
+            self.child.signal_group(signal.SIGKILL)
+            return
+        self._next_look = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+
+    def _obeys(self) -> bool:
+        """Whether it has stopped, or may still stop, what it was told to."""
+        for number in self._stopping:
+            self._stopping[number] += 1
+        return max(self._stopping.values(), default=0) <= _STOP_LOOKS_MAX
+
+    def _owes(self) -> bool:
+        """Whether anything is expected of the program."""
+        is_loading = not all(waiting.done() for waiting in self.loads.values())
+        return bool(self.attempts or self._stopping) or is_loading or not self.ready.done()
 
     def _take(self, body: bytes) -> None:
         try:
@@ -318,6 +377,7 @@ class _Life:
             session.take(message.piece)
 
     def _answer_attempt(self, message: Done | Ended | Refused | Failed) -> None:
+        self._stopping.pop(message.number, None)
         attempt = self.attempts.get(message.number)
         if attempt is None:
             return
@@ -329,8 +389,11 @@ class _Life:
     def _end(self, exit_code: int) -> None:
         """The program is gone: so is everything that was expected of it."""
         self.is_over = True
+        if self._next_look is not None:
+            self._next_look.cancel()
         reason = Failure.STOPPED if self.is_unwanted else Failure.RUNTIME_CRASHED
         detail = f"exit code {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
+        detail = self._fault or detail
         for number, attempt in list(self.attempts.items()):
             self.finish(number, RuntimeFailure(attempt.attempt_id, reason, detail))
         for waiting in self.loads.values():

@@ -8,7 +8,9 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from terafleet.agent.runtime_host.frames import FrameSplitter, FrameTooLong, length_prefix
@@ -18,7 +20,11 @@ _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 # Positions in /proc/PID/stat after the name in brackets, from proc_pid_stat(5).
 _STAT_USER_TICKS, _STAT_SYSTEM_TICKS = 11, 12
+_STAT_STATE = 0
 _STATM_RESIDENT = 1
+# The clock of another process, as the kernel numbers them (clock_getcpuclockid(3) of the C
+# library does the same): its id with all bits turned, and what all its threads were scheduled for.
+_CLOCK_SHIFT, _CLOCK_SCHEDULED = 3, 2
 
 OnBody = Callable[[bytes], None]
 OnEnd = Callable[[int], None]
@@ -62,6 +68,11 @@ class ChildProcess:
         """The child's process, which is also its group and its session."""
         return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is reaped; what it wrote before may still be on its way."""
+        return self._exit_code is not None
+
     def send(self, body: bytes) -> None:
         """Put a frame into the child's input; one for a child that is gone is lost."""
         if not self._input.is_closing():
@@ -87,6 +98,24 @@ class ChildProcess:
                 ticks = int(fields[_STAT_USER_TICKS]) + int(fields[_STAT_SYSTEM_TICKS])
                 self._cpu_ms = ticks * 1000 // _TICKS_A_SECOND
         return self._cpu_ms
+
+    def cpu_ns(self) -> int:
+        """The same in ns: the kernel's clock of a process counts each moment, not ticks."""
+        with contextlib.suppress(OSError):
+            if self._exit_code is None:
+                clock = (~self._process.pid << _CLOCK_SHIFT) | _CLOCK_SCHEDULED
+                return time.clock_gettime_ns(clock)
+        return self.cpu_ms() * 1_000_000
+
+    def states(self) -> frozenset[str]:
+        """The letters of its threads' states as in proc_pid_stat(5); none once it is gone."""
+        letters = set()
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{self._process.pid}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    stat = (task / "stat").read_text(encoding="utf-8", errors="replace")
+                    letters.add(stat.rpartition(")")[2].split()[_STAT_STATE])
+        return frozenset(letters)
 
     def resident_bytes(self) -> int:
         """What it occupies of the computer's memory; 0 once it is gone."""

@@ -26,9 +26,12 @@ from terafleet.protocol.live import (
     output_tokens_max,
 )
 
-_ANSWER = b'{"status_code":200,"body":{"object":"list","data":[]}}\n'
+_ANSWER = (
+    b'{"status_code":200,"body":{"object":"list","model":"noop",'
+    b'"data":[{"object":"embedding","index":0,"embedding":[1.0]}],'
+    b'"usage":{"prompt_tokens":1,"total_tokens":1}}}\n'
+)
 _TOKENS_WITHOUT_LIMIT: Final = 256
-_MS_PER_S: Final = 1000
 _ONLY_SANE_CLAIM = SandboxReport(
     has_no_network=False,
     dies_with_agent=True,
@@ -39,7 +42,7 @@ _ONLY_SANE_CLAIM = SandboxReport(
 
 
 class NoopRuntime:
-    """Answers each request with an empty list, in the agent's own process.
+    """Answers each request with the same embedding of one text, in the agent's own process.
 
     It has no walls and needs none, for it touches nothing; it dies with the agent because it is
     the agent. An attempt takes no time, so there is none to stop or to suspend.
@@ -49,9 +52,7 @@ class NoopRuntime:
     So whoever reads the text sees which token is missing or comes twice.
     """
 
-    def __init__(self, token_ms: float = 0) -> None:
-        """A session's token comes every `token_ms` milliseconds, or as soon as others let it."""
-        self._token_s = token_ms / _MS_PER_S
+    def __init__(self) -> None:
         self._loaded: set[str] = set()
         self._open: set[str] = set()
 
@@ -119,7 +120,8 @@ class NoopRuntime:
         begin, choices = len(work.delivered), choices_of(body)
         end = max(begin, output_tokens_max(body) or _TOKENS_WITHOUT_LIMIT)
         for position in range(begin, end):
-            await asyncio.sleep(self._token_s)
+            # So that others get their turn, and a stop is heard.
+            await asyncio.sleep(0)
             if work.session_id not in self._open:
                 return None
             for index in range(choices):

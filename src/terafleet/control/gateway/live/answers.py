@@ -29,7 +29,13 @@ from terafleet.control.gateway.live.requests import CheckedRequest
 from terafleet.control.gateway.live.sessions import LiveRequest, LiveStream, ReaderTooSlow
 from terafleet.control.gateway.live.whole import WholeChat, WholeCompletion, WholeEmbeddings
 from terafleet.core.reasons import Refused
-from terafleet.core.session_effects import Deliver, FailSession, FinishSession, SayQueued
+from terafleet.core.session_effects import (
+    Deliver,
+    FailSession,
+    FinishSession,
+    ForgetPieces,
+    SayQueued,
+)
 from terafleet.core.session_events import Piece
 from terafleet.core.units import MS_PER_S, divide_up
 from terafleet.protocol.errors import error_reply
@@ -112,6 +118,8 @@ class LiveAnswer:
             match said:
                 case Deliver():
                     whole.take(said.pieces)
+                case ForgetPieces():
+                    whole = self._whole(stream)
                 case FinishSession():
                     return whole.end(self._ended(stream, said))
                 case FailSession():

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from terafleet.control.gateway.errors import ApiError
+from terafleet.control.gateway.live.failures import sentence
 from terafleet.control.gateway.served_models import NAME_SHOWN_MAX, manifest_of, served_model
 from terafleet.control.ports import Catalogue
 from terafleet.core.ids import ModelId
@@ -28,14 +29,17 @@ def asked_model(catalogue: Catalogue, name: str, endpoint: str) -> ModelId:
 
 
 def unservable(catalogue: Catalogue, name: str, endpoint: str, reason: str) -> ApiError:
-    """The error for a model of the catalogue that no car can run, with what comes nearest."""
+    """The error for a model of the catalogue that no car can run, with what comes nearest.
+
+    `reason` is what the fleet says of it.
+    """
     row = catalogue.model_by_name(name)
     memory_mb = manifest_of(row).memory_mb if row is not None else 0
     smaller = [one for one in _serving(catalogue, endpoint) if one.memory_mb < memory_mb]
     smaller.sort(key=lambda one: -one.memory_mb)
     others = [manifest.name for manifest in smaller[:NAMED_MAX]]
-    message = f"No car can serve {name[:NAME_SHOWN_MAX]}: {reason.rstrip('.')}. {_told(others)}"
-    return ApiError("model_not_found", message, "model")
+    words = reason or f"no car of the fleet can run {name[:NAME_SHOWN_MAX]}"
+    return ApiError("model_not_found", f"{sentence(words)} {_told(others)}", "model")
 
 
 def _serving(catalogue: Catalogue, endpoint: str) -> Iterable[Manifest]:

@@ -10,6 +10,7 @@ from terafleet.control.gateway.live.failures import AnswerUnreadable
 from terafleet.core.session_events import Piece
 from terafleet.protocol.live import TOOLS_MAX
 from terafleet.protocol.live_answers import (
+    DONE,
     ROLE,
     ChatChunk,
     ChatChunkChoice,
@@ -24,7 +25,7 @@ from terafleet.protocol.live_answers import (
     Usage,
 )
 
-DONE: Final = b"data: [DONE]\n\n"
+_DONE: Final = f"data: {DONE}\n\n".encode()
 """How a stream says that it is whole."""
 
 _FINISH_REASONS: Final[dict[str, FinishReason]] = {
@@ -157,7 +158,7 @@ class ChatChunks:
     def end(self, ended: Ended) -> bytes:
         """The last events. Raises AnswerUnreadable where something is missing."""
         self._texts.check_all_ended()
-        return _last_event(self._head, self._chunk(()), ended) + DONE
+        return _last_event(self._head, self._chunk(()), ended) + _DONE
 
     def _choices(self, piece: Piece) -> Iterator[ChatChunkChoice]:
         index = piece.index
@@ -201,7 +202,7 @@ class CompletionChunks:
     def end(self, ended: Ended) -> bytes:
         """The last events. Raises AnswerUnreadable where something is missing."""
         self._texts.check_all_ended()
-        return _last_event(self._head, self._chunk(()), ended) + DONE
+        return _last_event(self._head, self._chunk(()), ended) + _DONE
 
     def _choice(self, piece: Piece) -> CompletionChoice:
         logprobs = completion_logprobs_of(piece, self._offsets[piece.index])

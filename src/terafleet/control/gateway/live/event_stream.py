@@ -51,9 +51,12 @@ async def while_reading(
     working = asyncio.current_task()
     assert working is not None
     attending = asyncio.create_task(leaving)
+    is_over = False
 
     def give_up(_: asyncio.Task[None]) -> None:
-        working.cancel()
+        # It may be called when the work has been done meanwhile.
+        if not is_over:
+            working.cancel()
 
     attending.add_done_callback(give_up)
     try:
@@ -64,7 +67,7 @@ async def while_reading(
             raise
         attending.result()
     finally:
-        attending.remove_done_callback(give_up)
+        is_over = True
         attending.cancel()
         await asyncio.wait({attending})
 

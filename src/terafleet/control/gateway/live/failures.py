@@ -59,12 +59,16 @@ def reader_too_slow() -> ApiError:
     return ApiError("reader_too_slow", "The answer was not read as fast as it came.")
 
 
+def sentence(words: str) -> str:
+    """What the fleet says, as a sentence for the customer."""
+    return f"{words[:1].upper()}{words[1:].rstrip('.')}."
+
+
 def _refused(refused: Refused, detail: str, retry_after_ms: int) -> ApiError:
     headers = {}
     if retry_after_ms > 0:
         # OpenAI's clients read the first one, which has no such coarse steps.
         headers["retry-after-ms"] = str(retry_after_ms)
         headers["retry-after"] = str(divide_up(retry_after_ms, MS_PER_S))
-    words = detail or refused.value.replace("_", " ")
-    message = f"{words[0].upper()}{words[1:].rstrip('.')}."
+    message = sentence(detail or refused.value.replace("_", " "))
     return ApiError(CODE_OF_REFUSED[refused], message, headers=headers)

@@ -14,10 +14,14 @@ from terafleet.control.gateway.live.asked_model import asked_model
 from terafleet.control.gateway.live.requests import checked_request
 from terafleet.control.gateway.live.sessions import LiveRequest
 from terafleet.core.ids import CustomerId
-from terafleet.protocol.live_answers import ChatCompletion, Completion, Embeddings
+from terafleet.protocol.live_answers import (
+    EXPLAIN_HEADER,
+    ChatCompletion,
+    Completion,
+    Embeddings,
+)
 from terafleet.protocol.openai import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS
 
-EXPLAIN_HEADER: Final = "terafleet-explain"
 EXPLAIN: Final = "1"
 
 AnyRequest = Request[Any, Any, Any]
@@ -59,6 +63,8 @@ async def _answer(endpoint: str, request: AnyRequest) -> ASGIApp:
         body=checked.body,
         tokens=checked.tokens,
         can_move=checked.can_move,
+        # Before it is whole nothing of it is told.
+        can_restart=not checked.is_streamed,
     )
     explains = request.headers.get(EXPLAIN_HEADER) == EXPLAIN
     return LiveAnswer(context, Asked(wanted, checked, explains))

@@ -28,7 +28,7 @@ SETTINGS = ev.SessionSettings()
 
 _STOPPING = fx.FailSession(fx.SessionFailure.UNANSWERED, "the gateway is stopping")
 
-Told = fx.SayQueued | fx.Deliver | fx.FinishSession | fx.FailSession
+Told = fx.SayQueued | fx.Deliver | fx.ForgetPieces | fx.FinishSession | fx.FailSession
 """What a customer hears of a session."""
 
 
@@ -36,7 +36,8 @@ class LiveRequest(msgspec.Struct, frozen=True):
     """What a customer wants: a checked body, who asks, and what is known of the work.
 
     `tokens` is the predicted work; `can_move` whether an answer that has begun can go on on
-    another car. `settings` are its own times, where it needs other ones than all.
+    another car, `can_restart` whether it can begin anew there. `settings` are its own times,
+    where it needs other ones than all.
     """
 
     customer_id: CustomerId
@@ -46,6 +47,8 @@ class LiveRequest(msgspec.Struct, frozen=True):
     tokens: int
     can_move: bool
     settings: ev.SessionSettings | None = None
+    only_spare: bool = False
+    can_restart: bool = False
 
 
 class ReaderTooSlow(Exception):
@@ -147,7 +150,8 @@ class LiveSessions:
             stream.tell(_STOPPING)
         else:
             self._streams[session_id] = stream
-            self._give(session_id, ev.SessionBegun(stream.began_ms, request.can_move))
+            begun = ev.SessionBegun(stream.began_ms, request.can_move, request.can_restart)
+            self._give(session_id, begun)
         try:
             yield stream
         finally:
@@ -256,6 +260,7 @@ class LiveSessions:
             endpoint=request.endpoint,
             tokens=max(1, request.tokens - effect.delivered),
             excluded=effect.excluded,
+            only_spare=request.only_spare,
         )
         self._send(SESSIONS_SUBJECT, live.ENCODER.encode(wanted))
 
@@ -320,6 +325,7 @@ _DEEDS: dict[type, Callable[[LiveSessions, LiveStream, Any], None]] = {
     fx.StopOn: LiveSessions._stop_stream_on,
     fx.SayQueued: LiveSessions._tell,
     fx.Deliver: LiveSessions._tell,
+    fx.ForgetPieces: LiveSessions._tell,
     fx.FinishSession: LiveSessions._tell,
     fx.FailSession: LiveSessions._tell,
 }

@@ -1,7 +1,7 @@
 """Gathers pieces into OpenAI's whole answers; knows no connection and no time."""
 
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 from msgspec import UNSET
@@ -99,38 +99,6 @@ class _ChatText:
         return ChatChoice(index, message, self._finish_reason, logprobs)
 
 
-class WholeChat:
-    """A chat that is told at once."""
-
-    def __init__(self, head: Head) -> None:
-        self._head = head
-        self._open = OpenTexts(head.choices)
-        self._bound = _Bound()
-        self._texts = [_ChatText() for _ in range(head.choices)]
-
-    def take(self, pieces: Iterable[Piece]) -> None:
-        """Keep some pieces. Raises AnswerUnreadable."""
-        for piece in self._open.counting(pieces):
-            self._bound.add(piece)
-            self._texts[piece.index].grow(piece)
-
-    def end(self, ended: Ended) -> bytes:
-        """The answer. Raises AnswerUnreadable where something is missing."""
-        self._open.check_all_ended()
-        choices = tuple(text.whole(index) for index, text in enumerate(self._texts))
-        head = self._head
-        return _ENCODER.encode(
-            ChatCompletion(
-                head.answer_id,
-                head.created,
-                head.model,
-                choices,
-                ended.usage,
-                terafleet=ended.explanation,
-            )
-        )
-
-
 class _CompletionText:
     """One text of a completion, while it grows."""
 
@@ -153,14 +121,17 @@ class _CompletionText:
         return CompletionChoice(index, "".join(self._text), logprobs, self._finish_reason)
 
 
-class WholeCompletion:
-    """A completion that is told at once."""
+class _WholeTexts:
+    """Texts that are told at once; OpenAI's two forms of them differ in what is named below."""
+
+    text: ClassVar[type[_ChatText | _CompletionText]]
+    form: ClassVar[type[ChatCompletion | Completion]]
 
     def __init__(self, head: Head) -> None:
         self._head = head
         self._open = OpenTexts(head.choices)
         self._bound = _Bound()
-        self._texts = [_CompletionText() for _ in range(head.choices)]
+        self._texts = [self.text() for _ in range(head.choices)]
 
     def take(self, pieces: Iterable[Piece]) -> None:
         """Keep some pieces. Raises AnswerUnreadable."""
@@ -171,18 +142,25 @@ class WholeCompletion:
     def end(self, ended: Ended) -> bytes:
         """The answer. Raises AnswerUnreadable where something is missing."""
         self._open.check_all_ended()
-        choices = tuple(text.whole(index) for index, text in enumerate(self._texts))
-        head = self._head
-        return _ENCODER.encode(
-            Completion(
-                head.answer_id,
-                head.created,
-                head.model,
-                choices,
-                ended.usage,
-                terafleet=ended.explanation,
-            )
+        choices: tuple[Any, ...] = tuple(
+            text.whole(index) for index, text in enumerate(self._texts)
         )
+        parts = (self._head.answer_id, self._head.created, self._head.model, choices, ended.usage)
+        return _ENCODER.encode(self.form(*parts, terafleet=ended.explanation))
+
+
+class WholeChat(_WholeTexts):
+    """A chat that is told at once."""
+
+    text = _ChatText
+    form = ChatCompletion
+
+
+class WholeCompletion(_WholeTexts):
+    """A completion that is told at once."""
+
+    text = _CompletionText
+    form = Completion
 
 
 def _joined(parts: list[CompletionLogprobs]) -> CompletionLogprobs:
