@@ -67,10 +67,11 @@ def postgresql_server() -> Iterator[PostgresqlServer]:
     """A server for the tests of this process; without one they skip, but for .ci/run: they fail."""
     try:
         server = PostgresqlServer()
-    except PostgresqlMissing as reason:
+    except PostgresqlMissing as fault:
+        reason = f"needs the PostgreSQL server of the wheel, which can't run here: {fault}"
         if os.environ.get(ALL_PACKAGES_VARIABLE):
-            pytest.fail(str(reason), pytrace=False)
-        pytest.skip(str(reason))
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(f"{reason} (all else of the record is tested on SQLite and in memory)")
     yield server
     server.close()
 

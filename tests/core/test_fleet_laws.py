@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terafleet.core import events as ev
-from terafleet.core.fleet import Fleet
 from terafleet.core.ids import CustomerId, Epoch, WorkUnitId
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.core.work import BATCH_ENDS
@@ -23,6 +22,7 @@ from tests.core.fleet_world import (
     World,
     result_of,
 )
+from tests.core.restored_machine import check_restored
 
 STEPS = (
     "enrol", "batch", "batch", "well", "well", "well", "well", "finish", "finish", "finish",
@@ -238,7 +238,7 @@ def test_a_restored_machine_goes_on_exactly_alike(seed: int, names: list[str], c
     world, chance = World(), random.Random(seed)
     for name in ["enrol", "enrol", "batch", *names]:
         step(world, name, chance)
-    check_restored(world, min(cut, len(world.history)))
+    check_restored(world.history, min(cut, len(world.history)))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -247,22 +247,7 @@ def test_a_machine_restored_from_a_long_story_goes_on_exactly_alike(seed: int) -
     for name in [chance.choice(STEPS) for _ in range(200)]:
         step(world, name, chance)
     for share in (3, 4, 5, 6, 7):
-        check_restored(world, len(world.history) * share // 8)
-
-
-def check_restored(world: World, cut: int) -> None:
-    """A machine restored after so many groups of events is the one that handled all of them."""
-    first = Fleet()
-    for events in world.history[:cut]:
-        first.handle(*events)
-    second = Fleet(first.snapshot())
-    second.check_invariants()
-    assert second.snapshot() == first.snapshot()
-    for events in world.history[cut:]:
-        assert second.handle(*events) == first.handle(*events)
-        assert second.next_deadline_ms() == first.next_deadline_ms()
-    second.check_invariants()
-    assert second.snapshot() == first.snapshot()
+        check_restored(world.history, len(world.history) * share // 8)
 
 
 @pytest.mark.parametrize("seed", range(8))

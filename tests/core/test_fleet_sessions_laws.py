@@ -16,7 +16,8 @@ from terafleet.core.reasons import Failure, LeaseEnding, Refusal, Refused
 from terafleet.core.settings import FleetSettings
 from terafleet.core.work import BATCH_ENDS
 from tests.core.fleet_sessions_world import CHAT, Seen, SessionsWorld
-from tests.core.fleet_world import LARGE_MODEL, MODEL, NO_REQUEST, SETTINGS, Car, memory
+from tests.core.fleet_world import LARGE_MODEL, MODEL, NO_REQUEST, SETTINGS, Car
+from tests.core.restored_machine import check_restored
 
 STEPS = (
     "enrol", "enrol", "batch", "want", "want", "want", "want", "spare", "spare", "again", "again",
@@ -231,23 +232,7 @@ def test_laws_hold_and_nothing_is_left(seed: int, names: list[str]) -> None:
 )
 def test_a_restored_machine_goes_on_exactly_alike(seed: int, names: list[str], cut: int) -> None:
     world = story(seed, names)
-    check_restored(world, min(cut, len(world.history)))
-
-
-def check_restored(world: SessionsWorld, cut: int) -> Fleet:
-    """A machine restored after so many groups of events is the one that handled all of them."""
-    first = Fleet()
-    for events in world.history[:cut]:
-        first.handle(*events)
-    second = Fleet(first.snapshot())
-    second.check_invariants()
-    assert second.snapshot() == first.snapshot()
-    for events in world.history[cut:]:
-        assert second.handle(*events) == first.handle(*events)
-        assert second.next_deadline_ms() == first.next_deadline_ms()
-    second.check_invariants()
-    assert memory(second) == memory(first)
-    return second
+    check_restored(world.history, min(cut, len(world.history)))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -263,7 +248,7 @@ def test_long_stories_hold_all_that_can_happen_to_a_session(seed: int) -> None:
     assert Refused.NO_SLOT_SPARE in {one.refused for one in said if isinstance(one, fx.TellRefused)}
     assert world.credited
     for share in (3, 5, 7):
-        check_restored(world, len(world.history) * share // 8)
+        check_restored(world.history, len(world.history) * share // 8)
     end_well(world)
 
 
@@ -273,7 +258,7 @@ def test_where_no_batch_wants_all_slots_canaries_go_through(seed: int) -> None:
     steps = [*(one for one in STEPS if one != "batch"), *["spare"] * 10]
     world = story(seed, [chance.choice(steps) for _ in range(300)])
     assert world.canaries
-    check_restored(world, len(world.history) // 2)
+    check_restored(world.history, len(world.history) // 2)
     end_well(world)
 
 
@@ -291,7 +276,7 @@ def test_a_queue_and_an_unwanted_lease_outlive_a_restart() -> None:
     before = len(world.history)
     world.tick(8_000)
     world.answer(world.wishes[next(iter(world.fleet.state.sessions))])
-    second = check_restored(world, before)
+    second = check_restored(world.history, before)
     assert list(second.state.queued_sessions) == list(world.fleet.state.queued_sessions)
     assert second.state.sessions == world.fleet.state.sessions
 
@@ -309,4 +294,4 @@ def test_the_order_in_which_leases_of_batches_go_outlives_a_restart() -> None:
     (grant,) = world.said(fx.GrantSession)
     assert grant.replaces == oldest, "a car that changed is looked at as if it came now"
     assert other in world.fleet.state.leases
-    check_restored(world, before)
+    check_restored(world.history, before)

@@ -11,7 +11,8 @@ from terafleet.core.fleet import Fleet
 from terafleet.core.reasons import Refusal
 from tests.core.fleet_sessions_world import CHAT
 from tests.core.fleet_warm_world import GB, HUGE, WarmWorld
-from tests.core.fleet_world import LARGE_MODEL, MODEL, memory
+from tests.core.fleet_world import LARGE_MODEL, MODEL
+from tests.core.restored_machine import check_restored
 from tests.core.test_fleet_sessions_laws import STEPS, step
 
 OWN = ("warm", "warm", "load", "load", "load", "unload", "fail_load", "lend", "night")
@@ -48,21 +49,6 @@ def story(seed: int, names: list[str]) -> WarmWorld:
     return world
 
 
-def check_restored(world: WarmWorld, cut: int) -> None:
-    """A machine restored after so many groups of events is the one that handled all of them."""
-    first = Fleet()
-    for events in world.history[:cut]:
-        first.handle(*events)
-    second = Fleet(first.snapshot())
-    second.check_invariants()
-    assert second.snapshot() == first.snapshot()
-    for events in world.history[cut:]:
-        assert second.handle(*events) == first.handle(*events)
-        assert second.next_deadline_ms() == first.next_deadline_ms()
-    second.check_invariants()
-    assert memory(second) == memory(first)
-
-
 @settings(max_examples=50)
 @given(seed=st.integers(0, 2**32), names=st.lists(st.sampled_from(ALL), max_size=80))
 def test_the_number_is_kept_and_nothing_is_left(seed: int, names: list[str]) -> None:
@@ -86,7 +72,7 @@ def test_the_number_is_kept_and_nothing_is_left(seed: int, names: list[str]) -> 
 )
 def test_a_restored_machine_chooses_exactly_alike(seed: int, names: list[str], cut: int) -> None:
     world = story(seed, names)
-    check_restored(world, min(cut, len(world.history)))
+    check_restored(world.history, min(cut, len(world.history)))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -99,7 +85,7 @@ def test_long_stories_hold_all_that_can_happen(seed: int) -> None:
     assert any(not one.model_ids for one in told), "a story in which nobody goes proves little"
     assert any(len(one.model_ids) > 1 for one in told), "nor one without cars that keep several"
     for share in (3, 5, 7):
-        check_restored(world, len(world.history) * share // 8)
+        check_restored(world.history, len(world.history) * share // 8)
 
 
 def test_a_wish_outlives_a_restart() -> None:
@@ -114,7 +100,7 @@ def test_a_wish_outlives_a_restart() -> None:
     world.connect(first)
     world.tick(1_000_000)
     world.permit(third)
-    check_restored(world, before)
+    check_restored(world.history, before)
     assert world.chosen() == ["first", "second"]
 
 
@@ -127,4 +113,4 @@ def test_who_has_been_there_longest_outlives_a_restart() -> None:
     before = len(world.history)
     world.warm(1)
     assert world.chosen() == ["second"], "of two that are alike"
-    check_restored(world, before)
+    check_restored(world.history, before)
