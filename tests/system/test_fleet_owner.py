@@ -85,8 +85,8 @@ def test_an_owner_who_comes_back_has_the_car_at_once(stage: FleetStage, tmp_path
     batch = stage.finish(client, batch.id)
     assert batch.status == "completed"
     assert sorted(answered(client, batch)) == [f"request-{number}" for number in range(8)]
-    # Its unit may have ended at that moment, and the next one have come when it was too late.
-    assert set(stage.lost()) in ({"owner_returned"}, {"not_permitted"})
+    # Its unit may have ended at that moment: then the next one came too late, or none came.
+    assert set(stage.lost()) <= {"owner_returned", "not_permitted"}
     car = stage.vehicle("car-0")
     assert (car.state, car.leases) == ("refusing", 0)
     assert "driver_present" in car.refusals
