@@ -63,18 +63,20 @@ async def test_a_sample_each_interval_and_at_once_at_each_turn() -> None:
     assert seen.times() == [0, 1_000, 1_250, 2_000, 3_000]
     assert [sample.is_parked for sample in seen.samples] == [True, True, False, False, False]
     assert {sample.soc_percent for sample in seen.samples} == {80.0}, "it holds until it changes"
-    assert {sample.temperature_c for sample in seen.samples} == {None}, "never named is missing"
+    assert {sample.compute_temperature_c for sample in seen.samples} == {None}, (
+        "never named is missing"
+    )
 
 
 async def test_a_reading_may_come_to_be_missing() -> None:
     steps = (
-        Step(at_s=0, is_parked=True, temperature_c=20),
+        Step(at_s=0, is_parked=True, compute_temperature_c=20),
         Step(at_s=1, is_parked=None),
-        Step(at_s=2, missing=("temperature_c",)),
+        Step(at_s=2, missing=("compute_temperature_c",)),
         Step(at_s=3, is_parked=True),
     )
     seen = await drive(Timetable(steps), until_ms=3_500)
-    assert [(one.is_parked, one.temperature_c) for one in seen.samples] == [
+    assert [(one.is_parked, one.compute_temperature_c) for one in seen.samples] == [
         (True, 20),
         (None, 20),
         (None, None),
@@ -186,8 +188,8 @@ def test_samples_that_say_nothing_else_are_passed_on_rarely() -> None:
         {"is_plugged_in": False},
         {"soc_percent": 54.9},
         {"soc_percent": 49.9},
-        {"temperature_c": 40.1},
-        {"temperature_c": None},
+        {"compute_temperature_c": 40.1},
+        {"compute_temperature_c": None},
         {"is_parked": None},
     ],
 )

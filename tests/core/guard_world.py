@@ -251,11 +251,16 @@ class CarWorld:
         is_driver_present: bool | None = False,
         is_plugged_in: bool | None = True,
         soc_percent: float | None = 80.0,
-        temperature_c: float | None = 25.0,
+        compute_temperature_c: float | None = 25.0,
     ) -> None:
         """The sensors are read."""
         readings = Readings(
-            self.now_ms, is_parked, is_driver_present, is_plugged_in, soc_percent, temperature_c
+            self.now_ms,
+            is_parked,
+            is_driver_present,
+            is_plugged_in,
+            soc_percent,
+            compute_temperature_c,
         )
         self.happen(ev.ReadingsChanged(self.now_ms, readings))
 

@@ -56,7 +56,7 @@ def test_one_bad_reading_begins_the_settling_anew() -> None:
     world = CarWorld()
     world.read()
     world.tick(POLICY.settle_ms - 1)
-    world.read(temperature_c=41.0)
+    world.read(compute_temperature_c=41.0)
     assert world.guard.refusals == (Refusal.TEMPERATURE_HIGH,)
     world.read()
     world.tick(POLICY.settle_ms - 1)
@@ -83,7 +83,7 @@ def test_nothing_is_reported_twice() -> None:
 
 @pytest.mark.parametrize(
     ("name", "stays", "goes", "returns"),
-    [("soc_percent", 50.0, 49.9, 55.0), ("temperature_c", 45.0, 45.1, 40.0)],
+    [("soc_percent", 50.0, 49.9, 55.0), ("compute_temperature_c", 45.0, 45.1, 40.0)],
 )
 def test_a_limit_has_two_levels(name: str, stays: float, goes: float, returns: float) -> None:
     world = CarWorld()

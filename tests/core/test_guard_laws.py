@@ -35,8 +35,8 @@ def readings(name: str, chance: random.Random) -> dict[str, Any]:
         "drive": {"is_parked": False},
         "unplug": {"is_plugged_in": False},
         "empty": {"soc_percent": chance.uniform(40, 60)},
-        "hot": {"temperature_c": chance.uniform(30, 50)},
-        "blind": {"temperature_c": None},
+        "hot": {"compute_temperature_c": chance.uniform(30, 50)},
+        "blind": {"compute_temperature_c": None},
         "nan": {"soc_percent": math.nan},
     }
     return by_name[name]

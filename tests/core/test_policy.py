@@ -18,7 +18,7 @@ WELL = Readings(
     is_driver_present=False,
     is_plugged_in=True,
     soc_percent=80.0,
-    temperature_c=25.0,
+    compute_temperature_c=25.0,
 )
 POLICY = OwnerPolicy()
 
@@ -44,7 +44,7 @@ def test_a_well_car_permits() -> None:
         ({"is_driver_present": True}, Refusal.DRIVER_PRESENT),
         ({"is_plugged_in": False}, Refusal.UNPLUGGED),
         ({"soc_percent": 49.9}, Refusal.SOC_BELOW_FLOOR),
-        ({"temperature_c": 45.1}, Refusal.TEMPERATURE_HIGH),
+        ({"compute_temperature_c": 45.1}, Refusal.TEMPERATURE_HIGH),
     ],
 )
 def test_each_reading_refuses_by_its_own_name(readings: dict[str, Any], refusal: Refusal) -> None:
@@ -53,7 +53,8 @@ def test_each_reading_refuses_by_its_own_name(readings: dict[str, Any], refusal:
 
 
 @pytest.mark.parametrize(
-    "name", ["is_parked", "is_driver_present", "is_plugged_in", "soc_percent", "temperature_c"]
+    "name",
+    ["is_parked", "is_driver_present", "is_plugged_in", "soc_percent", "compute_temperature_c"],
 )
 def test_a_missing_reading_refuses(name: str) -> None:
     missing: dict[str, Any] = {name: None}
@@ -66,7 +67,7 @@ def test_no_readings_at_all_refuse() -> None:
 
 def test_a_number_that_is_none_refuses() -> None:
     assert why(soc_percent=math.nan) == (Refusal.SOC_BELOW_FLOOR,)
-    assert why(temperature_c=math.nan) == (Refusal.TEMPERATURE_HIGH,)
+    assert why(compute_temperature_c=math.nan) == (Refusal.TEMPERATURE_HIGH,)
 
 
 def test_a_reading_is_stale_a_millisecond_after_its_time() -> None:
@@ -89,8 +90,8 @@ def test_the_charge_has_two_levels() -> None:
 
 def test_the_temperature_has_two_levels() -> None:
     for is_permitting, ceiling in ((True, 45.0), (False, 40.0)):
-        assert why(is_permitting=is_permitting, temperature_c=ceiling) == ()
-        above = why(is_permitting=is_permitting, temperature_c=ceiling + 0.1)
+        assert why(is_permitting=is_permitting, compute_temperature_c=ceiling) == ()
+        above = why(is_permitting=is_permitting, compute_temperature_c=ceiling + 0.1)
         assert above == (Refusal.TEMPERATURE_HIGH,)
 
 
@@ -113,7 +114,7 @@ def test_all_reasons_are_told_in_a_fixed_order() -> None:
         is_driver_present=True,
         is_plugged_in=False,
         soc_percent=10.0,
-        temperature_c=None,
+        compute_temperature_c=None,
     )
     assert found == (
         Refusal.OWNER_PAUSED,
@@ -144,8 +145,8 @@ def test_a_permit_means_that_all_is_known_and_well(
     assert readings.is_plugged_in is True
     assert readings.soc_percent is not None
     assert readings.soc_percent >= POLICY.soc_percent_min
-    assert readings.temperature_c is not None
-    assert readings.temperature_c <= POLICY.temperature_c_max
+    assert readings.compute_temperature_c is not None
+    assert readings.compute_temperature_c <= POLICY.temperature_c_max
     assert now_ms - readings.at_ms <= POLICY.stale_ms
 
 

@@ -30,7 +30,7 @@ PARKED: dict[str, Any] = {
     "is_driver_present": False,
     "is_plugged_in": True,
     "soc_percent": 80.0,
-    "temperature_c": 20.0,
+    "compute_temperature_c": 20.0,
 }
 
 

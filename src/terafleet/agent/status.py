@@ -37,7 +37,7 @@ class ReadingsStatus(msgspec.Struct, frozen=True):
     is_driver_present: bool | None
     is_plugged_in: bool | None
     soc_percent: int | None
-    temperature_c: int | None
+    compute_temperature_c: int | None
 
 
 class AgentStatus(msgspec.Struct, frozen=True):
@@ -96,7 +96,7 @@ def readings_status(readings: Readings | None) -> ReadingsStatus | None:
         readings.is_driver_present,
         readings.is_plugged_in,
         _whole(readings.soc_percent),
-        _whole(readings.temperature_c),
+        _whole(readings.compute_temperature_c),
     )
 
 

@@ -11,7 +11,7 @@ from terafleet.core.readings import Readings
 from terafleet.core.reasons import Failure, LeaseEnding
 from terafleet.core.work import AttemptResult
 
-SCHEMA = 3
+SCHEMA = 4
 """The number of this vocabulary; a journal of another number is not replayed."""
 
 

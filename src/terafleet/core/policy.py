@@ -63,7 +63,10 @@ def refusals(
     if readings.soc_percent is not None and not readings.soc_percent >= soc_floor:
         found.append(Refusal.SOC_BELOW_FLOOR)
     ceiling_c = policy.temperature_c_max if is_permitting else policy.temperature_c_resume
-    if readings.temperature_c is not None and not readings.temperature_c <= ceiling_c:
+    if (
+        readings.compute_temperature_c is not None
+        and not readings.compute_temperature_c <= ceiling_c
+    ):
         found.append(Refusal.TEMPERATURE_HIGH)
     return tuple(found)
 
@@ -73,7 +76,7 @@ def _lacks_a_reading(policy: OwnerPolicy, readings: Readings) -> bool:
         readings.is_parked,
         readings.is_driver_present,
         readings.soc_percent,
-        readings.temperature_c,
+        readings.compute_temperature_c,
     ]
     if policy.needs_plug:
         needed.append(readings.is_plugged_in)

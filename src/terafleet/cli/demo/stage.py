@@ -77,7 +77,7 @@ def parked(soc_percent: float) -> dict[str, object]:
         "is_driver_present": False,
         "is_plugged_in": True,
         "soc_percent": soc_percent,
-        "temperature_c": 24.0,
+        "compute_temperature_c": 24.0,
     }
 
 

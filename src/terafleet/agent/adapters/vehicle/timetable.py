@@ -12,14 +12,15 @@ import structlog
 from msgspec import UNSET, UnsetType
 from structlog.typing import FilteringBoundLogger
 
-from terafleet.core.readings import Readings
+from terafleet.core.readings import SENSORS, Readings
 from terafleet.core.units import MS_PER_S
 
 TIMETABLE_BYTES_MAX = 1024 * 1024
 
 log: FilteringBoundLogger = structlog.get_logger()
 
-READINGS = ("is_parked", "is_driver_present", "is_plugged_in", "soc_percent", "temperature_c")
+READINGS = tuple(name for name in SENSORS if name != "departure_at_ms")
+"""What a timetable can say; a departure is a time of day, and belongs into the owner policy."""
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,7 +35,22 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is_driver_present: bool | UnsetType | None = UNSET
     is_plugged_in: bool | UnsetType | None = UNSET
     soc_percent: float | UnsetType | None = UNSET
-    temperature_c: float | UnsetType | None = UNSET
+    compute_temperature_c: float | UnsetType | None = UNSET
+    battery_temperature_c: float | UnsetType | None = UNSET
+    ambient_temperature_c: float | UnsetType | None = UNSET
+    is_charging: bool | UnsetType | None = UNSET
+    charging_mw: int | UnsetType | None = UNSET
+    charge_limit_percent: float | UnsetType | None = UNSET
+    is_preconditioning: bool | UnsetType | None = UNSET
+    is_sentry_on: bool | UnsetType | None = UNSET
+    is_updating: bool | UnsetType | None = UNSET
+    is_in_service: bool | UnsetType | None = UNSET
+    place: str | UnsetType | None = UNSET
+    is_link_metered: bool | UnsetType | None = UNSET
+    fan_percent: float | UnsetType | None = UNSET
+    compute_mw: int | UnsetType | None = UNSET
+    low_voltage_mv: int | UnsetType | None = UNSET
+    other_load_percent: float | UnsetType | None = UNSET
     missing: tuple[str, ...] = ()
     cut_link_s: float = 0.0
 
