@@ -4,8 +4,7 @@ Two rules stand above all others: no attempt runs unless the guard permits, and 
 lease. The guard knows nothing of processes, files or messages.
 """
 
-from bisect import insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -22,17 +21,16 @@ from terafleet.core.guard_effects import (
     ReportLoadFailure,
     ReportPermit,
     SendReceipt,
-    StartAttempts,
-    StopAttempts,
     SuspendRuntime,
 )
+from terafleet.core.guard_leases import CarLease, CarLeases
 from terafleet.core.guard_receipts import (
     ReceiptBook,
     receipt_of_ending,
     receipt_of_failure,
     receipt_of_results,
 )
-from terafleet.core.ids import Epoch, LeaseId, ModelId, WorkUnitId
+from terafleet.core.ids import Epoch, LeaseId, ModelId
 from terafleet.core.policy import OwnerPolicy, refusals
 from terafleet.core.readings import Readings
 from terafleet.core.reasons import LeaseEnding, Refusal
@@ -42,28 +40,6 @@ WARM_AGAIN_MS = 10_000
 
 One that ends it each time shall not keep the car busy; what a lease needs is loaded at once.
 """
-
-
-class _Lease:
-    """A lease in the car: its units not yet done, in their order, and whether it is on a slot."""
-
-    __slots__ = ("endpoint", "is_running", "lease_id", "model_id", "number", "units")
-
-    def __init__(
-        self,
-        lease_id: LeaseId,
-        model_id: ModelId,
-        endpoint: str,
-        units: list[WorkUnitId],
-        number: int = 0,
-    ) -> None:
-        """`number` counts the grants: a slot goes to the lease that was granted first."""
-        self.number = number
-        self.lease_id = lease_id
-        self.model_id = model_id
-        self.endpoint = endpoint
-        self.units = dict.fromkeys(units)
-        self.is_running = False
 
 
 class _Image(msgspec.Struct, frozen=True):
@@ -79,7 +55,6 @@ class Guard:
     def __init__(self, image: bytes | None = None) -> None:
         restored = msgspec.msgpack.decode(image, type=_Image) if image else _Image([], [])
         self._policy = OwnerPolicy()
-        self._slots = 0
         self._readings: Readings | None = None
         self._state = GuardState.REFUSING
         self._refusals: tuple[Refusal, ...] = (Refusal.AGENT_STARTING,)
@@ -93,12 +68,9 @@ class Guard:
         self._epoch = Epoch(0)
         self._lease_ms = self._margin_ms = 0
         self._leases_end_ms = 0
-        self._leases = {one: _Lease(one, ModelId(""), "", []) for one in restored.leases}
-        self._granted = 0
-        self._ready: list[_Lease] = []
-        self._running = 0
         self._receipts = ReceiptBook(restored.receipts)
         self._effects: list[AnyGuardEffect] = []
+        self._leases = CarLeases(self._tell, restored.leases)
 
     # What the shell may read.
 
@@ -120,12 +92,12 @@ class Guard:
     @property
     def running(self) -> int:
         """How many leases have an attempt running."""
-        return self._running
+        return self._leases.running
 
     @property
     def lease_ids(self) -> tuple[LeaseId, ...]:
         """The leases that stand."""
-        return tuple(self._leases)
+        return self._leases.ids
 
     @property
     def leases_end_ms(self) -> int:
@@ -139,7 +111,7 @@ class Guard:
     def held(self) -> tuple[HeldLease, ...]:
         """What a hello says: every attempt that is not handed in or not acknowledged."""
         units = self._receipts.units_handed_in()
-        for lease in self._leases.values():
+        for lease in self._leases:
             units.setdefault(lease.lease_id, []).extend(lease.units)
         return tuple(HeldLease(lease_id, tuple(ids)) for lease_id, ids in units.items())
 
@@ -169,28 +141,25 @@ class Guard:
 
     def snapshot(self) -> bytes:
         """Leases and receipts; all else begins anew with the agent's process."""
-        return msgspec.msgpack.encode(_Image(list(self._leases), self._receipts.all()))
+        return msgspec.msgpack.encode(_Image(list(self._leases.ids), self._receipts.all()))
 
     def check_invariants(self) -> None:
         """Assert what must always hold."""
-        running = [lease for lease in self._leases.values() if lease.is_running]
-        assert len(running) == self._running <= max(self._slots, 0)
-        assert not running or self._state is GuardState.PERMITTING
-        assert not running or self._is_runtime_up
+        self._leases.check_invariants()
+        assert not self.running or self._state is GuardState.PERMITTING
+        assert not self.running or self._is_runtime_up
         assert not self._models or self._is_runtime_up
         has_the_car = (GuardState.PERMITTING, GuardState.YIELDING)
         assert not self._is_runtime_up or self._state in has_the_car
         assert (self._state is GuardState.PERMITTING) == (not self._refusals)
-        assert not self._leases or self._state is GuardState.PERMITTING or not self._slots
-        assert all(lease.units for lease in running)
-        ready = [one for one in self._leases.values() if not one.is_running and one.units]
-        assert ready == self._ready
+        assert not self._leases or self._state is GuardState.PERMITTING or not self._leases.slots
 
     # The process.
 
     def _agent_started(self, event: ev.AgentStarted) -> None:
         self._forget_process()
-        self._policy, self._slots = event.policy, event.slots
+        self._policy = event.policy
+        self._leases.forget_process(event.slots)
         self._effects.extend(self._receipts.all())
         self._give_back(LeaseEnding.AGENT_RESTARTED)
         self._judge(event.at_ms)
@@ -205,11 +174,6 @@ class Guard:
         self._warm.clear()
         self._warm_from_ms = 0
         self._epoch, self._leases_end_ms = Epoch(0), 0
-        self._running = 0
-        self._ready.clear()
-        for lease in self._leases.values():
-            lease.is_running = False
-            lease.units.clear()
 
     def _agent_stopping(self, event: ev.AgentStopping) -> None:
         self._is_stopping = True
@@ -301,8 +265,8 @@ class Guard:
 
     def _link_fenced(self, event: ev.LinkFenced) -> None:
         if event.epoch in (self._epoch, 0):
-            for lease in list(self._leases.values()):
-                self._drop(lease)
+            for lease in self._leases:
+                self._leases.drop(lease)
             self._warm.clear()
             self._epoch, self._leases_end_ms = Epoch(0), 0
 
@@ -314,44 +278,30 @@ class Guard:
     # Leases.
 
     def _lease_granted(self, event: ev.LeaseGranted) -> None:
-        if not self._is_current(event.epoch) or event.lease_id in self._leases:
+        if not self._is_current(event.epoch) or self._leases.get(event.lease_id):
             return
         replaced = self._leases.get(event.replaces)
         if replaced is not None:
-            self._drop(replaced)
+            self._leases.drop(replaced)
         if self._state is not GuardState.PERMITTING:
             self._effects.append(ForgetLease(event.lease_id))
             self._write_ending(event.lease_id, LeaseEnding.NOT_PERMITTED)
             return
         units = [unit.unit_id for unit in event.units]
-        self._granted += 1
-        lease = _Lease(event.lease_id, event.model_id, event.endpoint, units, self._granted)
-        self._leases[event.lease_id] = lease
-        if units:
-            self._ready.append(lease)
+        self._leases.add(CarLease(event.lease_id, event.model_id, event.endpoint, units))
         self._prepare(event.model_id)
         self._start_attempts(event.at_ms)
 
     def _lease_revoked(self, event: ev.LeaseRevoked) -> None:
         lease = self._leases.get(event.lease_id)
         if lease is not None:
-            self._drop(lease)
+            self._leases.drop(lease)
             self._start_attempts(event.at_ms)
 
     def _give_back(self, ending: LeaseEnding) -> None:
-        for lease in list(self._leases.values()):
-            self._drop(lease)
+        for lease in self._leases:
+            self._leases.drop(lease)
             self._write_ending(lease.lease_id, ending)
-
-    def _drop(self, lease: _Lease) -> None:
-        if lease.is_running:
-            self._effects.append(StopAttempts(lease.lease_id))
-            lease.is_running = False
-            self._running -= 1
-        elif lease.units:
-            self._ready.remove(lease)
-        del self._leases[lease.lease_id]
-        self._effects.append(ForgetLease(lease.lease_id))
 
     def _write_ending(self, lease_id: LeaseId, ending: LeaseEnding, detail: str = "") -> None:
         receipt = receipt_of_ending(lease_id, ending, detail)
@@ -388,9 +338,10 @@ class Guard:
             del self._warm[event.model_id]
             self._effects.append(ReportLoadFailure(event.model_id, event.failure, event.detail))
         detail = f"{event.failure}: {event.detail}"
-        for lease in [one for one in self._leases.values() if one.model_id == event.model_id]:
-            self._drop(lease)
-            self._write_ending(lease.lease_id, LeaseEnding.MODEL_UNAVAILABLE, detail)
+        for lease in self._leases:
+            if lease.model_id == event.model_id:
+                self._leases.drop(lease)
+                self._write_ending(lease.lease_id, LeaseEnding.MODEL_UNAVAILABLE, detail)
 
     def _runtime_exited(self, event: ev.RuntimeExited) -> None:
         """The runtime is gone; attempts that ran end by their own `AttemptBroke`."""
@@ -401,29 +352,17 @@ class Guard:
             self._judge(event.at_ms)
         else:
             self._warm_from_ms = event.at_ms + WARM_AGAIN_MS
-        for lease in self._leases.values():
+        for lease in self._leases:
             self._prepare(lease.model_id)
 
     def _start_attempts(self, now_ms: int) -> None:
-        if self._state is not GuardState.PERMITTING or now_ms >= self._leases_end_ms:
-            return
-        at = 0
-        while at < len(self._ready) and self._running < self._slots:
-            lease = self._ready[at]
-            if not self._models.get(lease.model_id):
-                at += 1
-                continue
-            del self._ready[at]
-            lease.is_running = True
-            self._running += 1
-            self._effects.append(
-                StartAttempts(lease.lease_id, tuple(lease.units), lease.model_id, lease.endpoint)
-            )
+        if self._state is GuardState.PERMITTING and now_ms < self._leases_end_ms:
+            self._leases.start(self._models.get)
 
     def _attempts_finished(self, event: ev.AttemptsFinished) -> None:
         receipt = receipt_of_results(event)
         unit_ids = [result.unit_id for result in event.results]
-        lease = self._running_lease(event.lease_id, unit_ids)
+        lease = self._leases.on_slot(event.lease_id, unit_ids)
         if lease is None:
             key = (receipt.lease_id, receipt.receipt_id)
             self._effects.append(ForgetReceipts((key,)))
@@ -432,38 +371,20 @@ class Guard:
             del lease.units[unit_id]
         self._effects.append(self._receipts.write(receipt))
         if not lease.units:
-            self._leave_slot(lease)
+            self._leases.leave_slot(lease)
             self._start_attempts(event.at_ms)
 
     def _attempt_broke(self, event: ev.AttemptBroke) -> None:
-        lease = self._running_lease(event.lease_id, (event.unit_id,))
+        lease = self._leases.on_slot(event.lease_id, (event.unit_id,))
         if lease is not None:
             del lease.units[event.unit_id]
-            self._leave_slot(lease)
+            self._leases.leave_slot(lease)
         if lease is not None or event.energy_mwh:
             self._effects.append(self._receipts.write(receipt_of_failure(event)))
         self._start_attempts(event.at_ms)
 
-    def _running_lease(self, lease_id: LeaseId, unit_ids: Sequence[WorkUnitId]) -> _Lease | None:
-        """The lease if it is on a slot and these units of it are still open."""
-        lease = self._leases.get(lease_id)
-        if lease is None or not lease.is_running:
-            return None
-        return lease if all(map(lease.units.__contains__, unit_ids)) else None
-
-    def _leave_slot(self, lease: _Lease) -> None:
-        """No attempt of a lease runs any more; without open units it is done."""
-        lease.is_running = False
-        self._running -= 1
-        if lease.units:
-            insort(self._ready, lease, key=_number)
-        else:
-            del self._leases[lease.lease_id]
-            self._effects.append(ForgetLease(lease.lease_id))
-
-
-def _number(lease: _Lease) -> int:
-    return lease.number
+    def _tell(self, effect: AnyGuardEffect) -> None:
+        self._effects.append(effect)
 
 
 def _ending_for(found: tuple[Refusal, ...]) -> LeaseEnding:
