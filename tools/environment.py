@@ -31,6 +31,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
 STAMP = ENVIRONMENT / "stamp.json"
 LOCK = ROOT / "requirements.lock"
+EXTRAS_VARIABLE = "TERAFLEET_EXTRAS"
+# Extras that few need and that are large have locks of their own; the variable asks for them.
+EXTRA_LOCKS = {"sumo": ROOT / "requirements-sumo.lock"}
 PROJECT = ROOT / "pyproject.toml"
 INSTALLER_LOCK = ROOT / "tools" / "installer.lock"
 INSTALLER_FOLDER = ROOT / ".venv-uv"
@@ -119,12 +122,22 @@ def project_table() -> dict[str, object]:
     return table
 
 
+def wanted_locks() -> list[Path]:
+    """The locks of what is to be installed. Raises SetUpFailed for an extra that has none."""
+    names = os.environ.get(EXTRAS_VARIABLE, "").split()
+    for name in names:
+        if name not in EXTRA_LOCKS:
+            known = ", ".join(EXTRA_LOCKS)
+            raise SetUpFailed(f"{EXTRAS_VARIABLE} names {name!r}; there is only {known}")
+    return [LOCK, *(EXTRA_LOCKS[name] for name in sorted(set(names)))]
+
+
 def wanted_stamp() -> dict[str, str]:
     """What the environment depends on; equal stamps mean that there is nothing to do."""
     return {
         "root": str(ROOT),
         "python": version_text(RUNNING_VERSION),
-        "lock": digest(LOCK.read_bytes()),
+        "lock": digest(b"".join(path.read_bytes() for path in wanted_locks())),
         "project": digest(json.dumps(project_table(), sort_keys=True).encode()),
         "set-up": digest(Path(__file__).read_bytes()),
     }
@@ -213,8 +226,11 @@ def find_pip() -> list[str]:
 
 
 def package_count() -> int:
-    """How many packages the lock names."""
-    return len(re.findall(r"^[a-z0-9].*==", LOCK.read_text("utf-8"), re.MULTILINE))
+    """How many packages the locks name."""
+    found: set[str] = set()
+    for path in wanted_locks():
+        found.update(re.findall(r"^[a-z0-9][^=\s]*==", path.read_text("utf-8"), re.MULTILINE))
+    return len(found)
 
 
 def install_packages(uv: str, is_same_place: bool) -> None:
@@ -230,7 +246,8 @@ def install_packages(uv: str, is_same_place: bool) -> None:
     run(
         "the packages could not be installed. Is there a network, and room on the disk? What "
         "went wrong stands above. What was fetched is kept: run the same command again.",
-        *(uv, "pip", "sync", "--python", ENVIRONMENT, "--require-hashes", LOCK),
+        *(uv, "pip", "sync", "--python", ENVIRONMENT, "--require-hashes"),
+        *wanted_locks(),
     )
 
 
@@ -312,12 +329,19 @@ def lock(arguments: Sequence[str]) -> None:
     options = ("--python-version", version_text(PYTHON_VERSIONS[0]), *arguments)
     failure = "the dependencies could not be resolved; what went wrong stands above."
     # Relative names, because uv writes into the file where each package comes from.
-    run(failure, *resolve, *options, "--all-extras", PROJECT.name, "-o", LOCK.name)
+    extras = project_table()["optional-dependencies"]
+    assert isinstance(extras, dict)
+    usual = [f"--extra={name}" for name in extras if name not in EXTRA_LOCKS]
+    run(failure, *resolve, *options, *usual, PROJECT.name, "-o", LOCK.name)
+    for name, path in EXTRA_LOCKS.items():
+        alike = ("--extra", name, "--constraints", LOCK.name)
+        run(failure, *resolve, *options, *alike, PROJECT.name, "-o", path.name)
     with tempfile.TemporaryDirectory() as folder:
         wish = Path(folder) / "installer.in"
         wish.write_text(f"uv>={version_text(UV_VERSION_MIN)}\n", "utf-8")
         run(failure, *resolve, *options, "--no-annotate", wish, "-o", INSTALLER_LOCK)
-    say(f"{LOCK.name} and tools/{INSTALLER_LOCK.name} are written")
+    others = ", ".join(path.name for path in EXTRA_LOCKS.values())
+    say(f"{LOCK.name}, {others} and tools/{INSTALLER_LOCK.name} are written")
 
 
 def main() -> int:

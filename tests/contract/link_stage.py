@@ -19,6 +19,7 @@ from tests.contract.virtual_time import VirtualTime
 
 LEASE_MS, MARGIN_MS = 20_000, 4_000
 BEAT_MS, BEAT_REFUSING_MS = 4_000, 60_000
+ASKING = 1_000_000
 
 M = TypeVar("M", bound=wire.UpMessage)
 E = TypeVar("E", bound=ev.GuardEvent)
@@ -30,6 +31,11 @@ class FakeGuard:
     def __init__(self) -> None:
         self.refusals: tuple[Refusal, ...] = (Refusal.UNPLUGGED,)
         self.leases: tuple[HeldLease, ...] = ()
+
+    @property
+    def is_holding(self) -> bool:
+        """As the guard has it."""
+        return not self.refusals or bool(self.leases)
 
     def held(self) -> tuple[HeldLease, ...]:
         """What the test says."""
@@ -61,7 +67,7 @@ class FakePlane:
         """Begin another epoch."""
         self.epoch = Epoch(self.epoch + 1)
         times = (LEASE_MS, MARGIN_MS, BEAT_MS, BEAT_REFUSING_MS)
-        self.say(wire.Welcome(self.epoch, boot_id, *times))
+        self.say(wire.Welcome(self.epoch, boot_id, *times, ASKING))
 
     def all(self, kind: type[M]) -> list[M]:
         """The messages of a kind that came."""
@@ -95,6 +101,7 @@ class Stage:
         self.events: list[ev.AnyGuardEvent] = []
         self.grants: list[wire.Grant] = []
         self.kept: list[wire.KeptModel] = []
+        self.policies: list[bytes] = []
         self.capability = Capability(("onnx",), 1_024, 2)
         self.refused = 0
         self.buses: list[MemoryBus] = []
@@ -107,6 +114,7 @@ class Stage:
             capability=lambda: self.capability,
             take_grant=self.grants.append,
             take_kept=self.kept.append,
+            take_policy=self.policies.append,
             refused=self._refuse,
             start_session=self.sessions_begun.append,
             stop_session=self.sessions_ended.append,

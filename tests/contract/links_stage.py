@@ -95,7 +95,7 @@ class Stage:
         """The fleet begins an epoch."""
         self.epochs += 1
         epoch = Epoch(self.epochs)
-        self.links.welcome(WelcomeVehicle(vehicle_id, epoch, "boot", LEASE_MS, MARGIN_MS))
+        self.links.welcome(WelcomeVehicle(vehicle_id, epoch, "boot", LEASE_MS, MARGIN_MS, 7))
         return epoch
 
     async def connect(

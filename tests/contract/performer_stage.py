@@ -339,6 +339,7 @@ class Stage:
             capability=lambda: capability,
             take_grant=self.inputs.keep,
             take_kept=lambda _: None,
+            take_policy=lambda _: None,
             refused=lambda: None,
             start_session=self._start_session,
             stop_session=self._stop_session,

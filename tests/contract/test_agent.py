@@ -29,7 +29,7 @@ from terafleet.bus.ports import Bus, Message
 from terafleet.core import guard_events as ev
 from terafleet.core.guard_effects import GuardState
 from terafleet.core.ids import WHOLE_LEASE, Epoch, LeaseId, ReceiptId, WorkUnitId, output_name
-from terafleet.core.policy import OwnerPolicy
+from terafleet.core.policy import OwnerPolicy, YieldPolicy
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.engine.adapters.sqlite import SqliteStore
 from terafleet.engine.clock import Clock
@@ -54,7 +54,7 @@ INPUT = b"{}\n{}\n"
 ANSWERS = b'{"status_code":200}\n' * 2
 LARGE = b'{"status_code":200,"body":"%b"}\n' % (b"x" * INLINE_BYTES_MAX) * 2
 LARGE_KEY = (LeaseId(1), ReceiptId(1))
-POLICY = OwnerPolicy(settle_ms=0, stale_ms=5_000, release_ms=1_000)
+POLICY = OwnerPolicy(giving_back=YieldPolicy(settle_ms=0, stale_ms=5_000, release_ms=1_000))
 
 
 class World:
@@ -79,7 +79,12 @@ class World:
     ) -> AsyncIterator[Agent]:
         """An agent at work while the context lasts; then it is stopped, or it crashes."""
         settings = AgentSettings(
-            data_folder=self.folder, runtimes=("noop",), policy=POLICY, slots=2, name="a car"
+            data_folder=self.folder,
+            runtimes=("noop",),
+            policy=POLICY,
+            slots=2,
+            name="a car",
+            page_port=0,
         )
         identity = load_identity(self.folder)
         assert isinstance(identity, Identity)
@@ -410,16 +415,40 @@ async def test_a_fenced_agent_drops_its_leases(world: World) -> None:
 async def test_a_changed_policy_holds_at_once(world: World) -> None:
     async with world.agent() as agent:
         await world.is_permitting(agent)
-        agent.change_policy(OwnerPolicy(is_paused=True))
+        file = world.folder / "owner.toml"
+        file.write_text("is_paused = true\n")
         await until(lambda: Refusal.OWNER_PAUSED in agent.guard.refusals)
-        agent.change_policy(POLICY)
+        file.write_text("is_paused = 3\n")
+        agent.reload_policy()
+        assert agent.status().policy_faults, "what can't be read changes nothing"
+        assert Refusal.OWNER_PAUSED in agent.guard.refusals
+        file.unlink()
+        await world.is_permitting(agent)
+        assert not agent.status().policy_faults
+
+
+async def test_a_policy_of_the_fleet_holds_where_the_owner_says_nothing(world: World) -> None:
+    async with world.agent() as agent:
+        await world.is_permitting(agent)
+        world.plane.say(wire.SetPolicy(Epoch(7), b'{"is_paused": true}'))
+        world.plane.say(wire.SetPolicy(Epoch(1), b'{"is_paused": true}'))
+        await until(lambda: Refusal.OWNER_PAUSED in agent.guard.refusals)
+        world.plane.say(wire.SetPolicy(Epoch(1), b"no table"))
+        await until(lambda: agent.status().policy_faults)
+        assert Refusal.OWNER_PAUSED in agent.guard.refusals, "nonsense changes nothing"
+        world.plane.say(wire.SetPolicy(Epoch(1), b'{"is_paused": true}'))
+        (world.folder / "owner.toml").write_text("is_paused = false\n")
+        await world.is_permitting(agent)
+        (world.folder / "owner.toml").unlink()
+        await until(lambda: Refusal.OWNER_PAUSED in agent.guard.refusals)
+        world.plane.say(wire.SetPolicy(Epoch(1), b""))
         await world.is_permitting(agent)
 
 
 def prepared_folder(world: World) -> AgentSettings:
     """The settings of a car whose folder has all that it needs."""
     (world.folder / "timetable.toml").write_text("[[steps]]\nat_s = 0\nis_parked = true\n")
-    (world.folder / "agent.toml").write_text('runtimes = ["noop"]\n')
+    (world.folder / "agent.toml").write_text('runtimes = ["noop"]\npage_port = 0\n')
     settings = load_settings(world.folder)
     assert isinstance(settings, AgentSettings)
     return settings
@@ -440,7 +469,7 @@ async def test_signals_change_the_policy_and_end_the_agent(world: World) -> None
     settings = prepared_folder(world)
     running = asyncio.create_task(run_agent(settings))
     await until(lambda: read_status(world.folder) is not None)
-    (world.folder / "agent.toml").write_text("[policy]\nis_paused = true\n")
+    (world.folder / "owner.toml").write_text("is_paused = true\n")
     signal.raise_signal(signal.SIGHUP)
     await until(lambda: Refusal.OWNER_PAUSED in world.status().refusals)
     signal.raise_signal(signal.SIGTERM)

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from terafleet import __version__
+from terafleet.agent.standing_words import REFUSALS
 from terafleet.cli import main, words
 from terafleet.cli.failure import CommandFailed, extra_needed, files_mapped, show_failure
 from terafleet.cli.options import duration_s, host_and_port
@@ -275,7 +276,9 @@ def test_a_car_enrols_with_the_code_and_is_drained(person: Person, gateway: Open
     text = person.succeeds("vehicle", "enrol", "--code", code, "--data", car, "--name", "Asta")
     vehicle_id = text.split()[0]
     assert gateway.stage.catalogue.vehicle(vehicle_id).name == "Asta"
-    assert "vehicle run --data" in text
+    for told in ("vehicle run --data", "vehicle doctor --data", "adapter linux", "owner.toml"):
+        assert told in text
+    assert "needs_plug = true" in (Path(car) / "owner.toml").read_text()
     again = ["vehicle", "enrol", "--code", code, "--data"]
     assert "another one" in person.fails("already_enrolled", *again, car)
     other = str(person.folder / "other")
@@ -312,11 +315,18 @@ def test_what_an_agent_is_about(stranger: Person) -> None:
         "models": [],
         "readings": None,
         "figures": {"answers": 5},
+        "energy": {
+            "meter": "rapl",
+            "idle_w": 10,
+            "work_mwh": 3,
+            "anyway_mwh": 1,
+            "unclaimed_mwh": 0,
+        },
         "at_ms": 1_000,
     }
     (car / "status.json").write_bytes(msgspec.json.encode(status))
     text = stranger.succeeds("vehicle", "show", "--data", str(car))
-    for fact in ("Asta", "the car is not parked; the battery is below", "lease-7, lease-9"):
+    for fact in ("Asta", "the car is not parked", "the battery is below", "lease-7, lease-9"):
         assert fact in text
     assert "NOT RUNNING" not in text
     assert stranger.reads("vehicle", "show", "--data", str(car))["lease_ids"] == [7, 9]
@@ -381,9 +391,9 @@ def test_a_full_disk_is_said_and_a_reader_who_left_is_no_fault() -> None:
 
 
 def test_every_reason_has_its_words() -> None:
-    assert set(words.REFUSALS) == set(Refusal)
+    assert set(REFUSALS) == set(Refusal)
     assert set(words.WAITING) == set(Waiting)
-    told = {*words.REFUSALS.values(), *words.WAITING.values()}
+    told = {*REFUSALS.values(), *words.WAITING.values()}
     assert len(told) == len(Refusal) + len(Waiting)
     assert words.waiting_in_words("a_newer_reason") == "a newer reason"
     assert words.waiting_in_words(None) == ""

@@ -2,6 +2,8 @@
 
 import hashlib
 
+import msgspec
+
 from terafleet.control.adapters.catalogue_memory import MemoryCatalogue
 from terafleet.control.gateway.keys import code_sha256
 from terafleet.control.ports import CatalogueUnavailable, CodeRow, KeyRow, VehicleRow
@@ -22,11 +24,14 @@ from terafleet.protocol.shard import (
     DrainVehicle,
     GetStatus,
     GetStory,
+    GetVehiclePolicy,
     ListVehicles,
     RemoveVehicle,
+    SetVehiclePolicy,
     Story,
     StoryLine,
     VehicleList,
+    VehiclePolicy,
 )
 from tests.contract.fake_answers import shard_status, vehicle_view
 from tests.contract.gateway_app import START_MS, Stage, code_of, decoded, serving
@@ -145,6 +150,44 @@ async def test_cars_are_listed_drained_and_removed() -> None:
         row = stage.catalogue.vehicle(CAR)
         assert row is not None
         assert row.removed_ms == START_MS
+
+
+async def test_an_owner_policy_is_set_shown_and_taken_back() -> None:
+    stage = Stage()
+    enrolled(stage)
+    policy = {"charge": {"soc_percent_min": 60}, "hours": {"compute": []}}
+    path = f"/admin/v1/vehicles/{CAR}/policy"
+    async with serving(stage, stage.add_key("operator")) as client:
+        response = await client.put(path, json=policy)
+        assert decoded(response, VehicleChanged).vehicle_id == CAR
+        (asked,) = stage.shard.asked(SetVehiclePolicy)
+        assert msgspec.json.decode(asked.policy) == policy
+        stage.shard.answers[GetVehiclePolicy] = VehiclePolicy(asked.policy)
+        assert (await client.get(path)).json() == policy
+        await client.delete(path)
+        assert stage.shard.asked(SetVehiclePolicy)[-1] == SetVehiclePolicy(CAR, b"")
+        stage.shard.answers[GetVehiclePolicy] = VehiclePolicy(b"")
+        assert (await client.get(path)).json() == {}
+
+
+async def test_a_policy_that_is_none_is_refused_by_the_path_of_its_faults() -> None:
+    stage = Stage()
+    enrolled(stage)
+    path = f"/admin/v1/vehicles/{CAR}/policy"
+    async with serving(stage, stage.add_key("operator")) as client:
+        for body in ({"charge": {"soc_percent_min": "much"}}, {"charge": 3}, {"nothing": 1}):
+            response = await client.put(path, json=body)
+            assert code_of(response) == "invalid_value"
+            assert response.json()["error"]["param"] in ("charge.soc_percent_min", *body)
+        for odd in (b"[]", b"\xff", b"{", b"3"):
+            headers = {"content-type": "application/json"}
+            response = await client.put(path, content=odd, headers=headers)
+            assert response.status_code == 400
+        assert code_of(await client.put(f"{path}x", json={})) == "not_found"
+        stage.shard.questions.clear()
+        unknown = path.replace(CAR, "veh-unknownnnn")
+        assert code_of(await client.put(unknown, json={})) == "vehicle_not_found"
+        assert stage.shard.questions == []
 
 
 async def test_an_unknown_car_is_not_found() -> None:

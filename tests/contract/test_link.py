@@ -107,7 +107,7 @@ async def test_the_guard_hears_of_the_welcome_and_from_when_it_counts(stage: Sta
     assert (event.lease_ms, event.margin_ms) == (LEASE_MS, MARGIN_MS)
     assert stage.link.epoch == 1
     (beat,) = stage.plane.all(wire.Heartbeat)
-    assert (beat.epoch, beat.is_permitting) == (1, False), "how often it will be heard from now on"
+    assert (beat.epoch, beat.is_holding) == (1, False), "how often it will be heard from now on"
 
 
 async def test_a_welcome_counts_from_the_earliest_hello_that_it_may_answer(deaf: Stage) -> None:
@@ -138,7 +138,7 @@ async def test_a_car_that_refuses_speaks_rarely(stage: Stage) -> None:
     assert [at_ms - began_ms for at_ms in times[:2]] == [0, BEAT_REFUSING_MS]
     assert len(times) == 1 + HOUR_MS // BEAT_REFUSING_MS
     assert len(stage.of(ev.HeartbeatAnswered)) == len(times)
-    assert not any(beat.is_permitting for beat in stage.plane.all(wire.Heartbeat))
+    assert not any(beat.is_holding for beat in stage.plane.all(wire.Heartbeat))
 
 
 async def test_a_permit_is_told_at_once_with_a_fresh_heartbeat(stage: Stage) -> None:
@@ -147,7 +147,7 @@ async def test_a_permit_is_told_at_once_with_a_fresh_heartbeat(stage: Stage) -> 
     await stage.time.settle()
     beat, report = (message for _, message in stage.plane.heard[-2:])
     assert isinstance(beat, wire.Heartbeat)
-    assert (beat.sent_ms, beat.is_permitting) == (stage.time.now_ms(), True)
+    assert (beat.sent_ms, beat.is_holding) == (stage.time.now_ms(), True)
     assert report == wire.PermitReport(Epoch(1), ())
     before = len(stage.plane.all(wire.Heartbeat))
     await stage.time.pass_ms(10 * BEAT_MS)

@@ -51,7 +51,7 @@ async def test_a_welcome_tells_the_car_its_epoch_and_the_times_that_hold(stage: 
     epoch = stage.welcome()
     await stage.settle()
     times = (SETTINGS.heartbeat_ms, SETTINGS.heartbeat_refusing_ms)
-    assert stage.car.heard == [wire.Welcome(epoch, "boot", LEASE_MS, MARGIN_MS, *times)]
+    assert stage.car.heard == [wire.Welcome(epoch, "boot", LEASE_MS, MARGIN_MS, *times, 7)]
     assert stage.other.heard == []
     assert stage.links.heard_ms(VEHICLE) == stage.clock.now_ms()
     assert stage.links.heard_ms(OTHER) == 0
@@ -148,7 +148,7 @@ async def test_a_fence_ends_its_own_epoch_only(stage: Stage) -> None:
         b"",
         b"\xff\xff",
         b"{}",
-        wire.ENCODER.encode(wire.Welcome(Epoch(1), "boot", 1, 1, 1, 1)),
+        wire.ENCODER.encode(wire.Welcome(Epoch(1), "boot", 1, 1, 1, 1, 1)),
         wire.ENCODER.encode(["Heartbeat", 1]),
         wire.ENCODER.encode(["Heartbeat", "1", 1, True]),
         wire.ENCODER.encode(["PermitReport", 1, ["bored"]]),

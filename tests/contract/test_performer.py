@@ -8,7 +8,7 @@ import pytest
 
 from terafleet.agent.answers import AnswerCount, count_answers
 from terafleet.agent.deeds import Deeds
-from terafleet.agent.energy import CpuShares, EnergyEstimate
+from terafleet.agent.energy import CpuShares
 from terafleet.agent.inputs import LEASES_MAX, LeasedInputs
 from terafleet.agent.ports import RuntimeFailure, RuntimeUnavailable
 from terafleet.agent.runtime_keeper import RuntimeKeeper
@@ -330,12 +330,6 @@ async def test_a_bug_in_a_deed_is_not_lost() -> None:
 )
 def test_answers_are_counted_by_their_status(output: bytes, count: AnswerCount | None) -> None:
     assert count_answers(output) == count
-
-
-def test_energy_is_right_in_sum_however_small_its_parts() -> None:
-    estimate = EnergyEstimate(core_power_mw=5_000)
-    assert sum(estimate.of_cpu(7) for _ in range(100_000)) == 7 * 100_000 * 5_000 // 3_600_000
-    assert EnergyEstimate(1_000).of_cpu(3_600_000) == 1_000, "a watt for an hour"
 
 
 def test_processor_time_is_shared_by_who_ran_meanwhile() -> None:

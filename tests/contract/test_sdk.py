@@ -24,11 +24,14 @@ from terafleet.protocol.shard import (
     DrainVehicle,
     GetStatus,
     GetStory,
+    GetVehiclePolicy,
     ListVehicles,
     RemoveVehicle,
+    SetVehiclePolicy,
     Story,
     StoryLine,
     VehicleList,
+    VehiclePolicy,
     WarmModel,
     WarmView,
 )
@@ -140,6 +143,12 @@ def test_cars_are_listed_drained_and_removed(admin: AdminClient, gateway: Opened
     assert admin.drain_vehicle(VEHICLE_ID).vehicle_id == VEHICLE_ID
     assert admin.undrain_vehicle(VEHICLE_ID).vehicle_id == VEHICLE_ID
     assert [each.is_draining for each in gateway.shard.asked(DrainVehicle)] == [True, False]
+    assert admin.set_vehicle_policy(VEHICLE_ID, {"is_paused": True}).vehicle_id == VEHICLE_ID
+    gateway.shard.answers[GetVehiclePolicy] = VehiclePolicy(b'{"is_paused": true}')
+    assert admin.vehicle_policy(VEHICLE_ID) == {"is_paused": True}
+    assert admin.clear_vehicle_policy(VEHICLE_ID).vehicle_id == VEHICLE_ID
+    asked = [each.policy for each in gateway.shard.asked(SetVehiclePolicy)]
+    assert asked == [b'{"is_paused":true}', b""]
     assert admin.remove_vehicle(VEHICLE_ID).vehicle_id == VEHICLE_ID
     assert len(gateway.shard.asked(RemoveVehicle)) == 1
     with pytest.raises(errors.NotFound):

@@ -154,6 +154,13 @@ async def test_an_operator_sees_the_fleet(quick: ShardStage) -> None:
     assert status.batches_open == 1
     assert status.journal_sequence > 0
     assert status.figures["commits_failed"] == 0
+    policy = q.SetVehiclePolicy(car.vehicle_id, b'{"is_paused": true}')
+    assert await quick.gateway.ask(policy, q.Answered) == q.Answered()
+    await until(lambda: car.all(wire.SetPolicy))
+    assert car.all(wire.SetPolicy)[-1] == wire.SetPolicy(car.epoch, policy.policy)
+    asked = q.GetVehiclePolicy(car.vehicle_id)
+    found = await quick.gateway.ask(asked, q.VehiclePolicy)
+    assert found.policy == policy.policy
     drained = q.DrainVehicle(car.vehicle_id, True)
     assert await quick.gateway.ask(drained, q.Answered) == q.Answered()
     (view,) = (await quick.gateway.ask(q.ListVehicles(), q.VehicleList)).vehicles

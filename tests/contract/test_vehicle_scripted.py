@@ -1,12 +1,15 @@
 """The scripted vehicle: what its timetable says becomes readings, at the right time."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from terafleet.agent.adapters.vehicle.scripted import ScriptedVehicle
 from terafleet.agent.adapters.vehicle.timetable import (
+    READINGS,
     Step,
     Timetable,
     TimetableFile,
@@ -15,11 +18,52 @@ from terafleet.agent.adapters.vehicle.timetable import (
     turns,
 )
 from terafleet.agent.sampling import Sampling
-from terafleet.core.policy import OwnerPolicy
+from terafleet.core.policy import OwnerPolicy, YieldPolicy
 from terafleet.core.readings import Readings
-from terafleet.engine.clock import ManualClock
+from terafleet.engine.clock import Clock, ManualClock
+from tests.contract.vehicle_contract import VehicleContract, VehicleWorld, VirtualPassing
 
 BEGIN_MS = 1_000_000
+
+
+class ScriptedWorld(VehicleWorld):
+    """A play that writes its timetable anew at each change."""
+
+    sensors = READINGS
+
+    def __init__(self) -> None:
+        super().__init__(VirtualPassing())
+        self._said: dict[str, Any] = {}
+        self._waiting: Timetable | None = None
+
+    def make(
+        self, clock: Clock, sample_ms: int, sleep: Callable[[float], Awaitable[None]]
+    ) -> ScriptedVehicle:
+        return ScriptedVehicle(
+            self._timetable(), sample_ms, clock, sleep=sleep, another=self._another
+        )
+
+    async def set(self, name: str, value: Any) -> None:
+        self._said[name] = value
+        self._waiting = self._timetable()
+
+    async def break_sensor(self, name: str) -> None:
+        await self.set(name, None)
+
+    def _timetable(self) -> Timetable:
+        return Timetable((Step(at_s=0, **self._said),))
+
+    def _another(self) -> Timetable | None:
+        timetable, self._waiting = self._waiting, None
+        return timetable
+
+
+class TestScripted(VehicleContract):
+    """The contract of all vehicle adapters."""
+
+    @pytest.fixture
+    def world(self) -> ScriptedWorld:
+        return ScriptedWorld()
 
 
 class EndOfTest(Exception):
@@ -175,7 +219,7 @@ def sampled(at_ms: int, **changes: object) -> Readings:
 
 
 def test_samples_that_say_nothing_else_are_passed_on_rarely() -> None:
-    policy = OwnerPolicy(stale_ms=30_000)
+    policy = OwnerPolicy(giving_back=YieldPolicy(stale_ms=30_000))
     samples = [sampled(second * 1_000, soc_percent=80 - second / 100) for second in range(60)]
     assert passed_on(policy, samples) == [0, 10_000, 20_000, 30_000, 40_000, 50_000]
 
@@ -188,7 +232,7 @@ def test_samples_that_say_nothing_else_are_passed_on_rarely() -> None:
         {"is_plugged_in": False},
         {"soc_percent": 54.9},
         {"soc_percent": 49.9},
-        {"compute_temperature_c": 40.1},
+        {"compute_temperature_c": 80.1},
         {"compute_temperature_c": None},
         {"is_parked": None},
     ],

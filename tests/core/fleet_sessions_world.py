@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from terafleet.core import effects as fx
 from terafleet.core import events as ev
-from terafleet.core.capability import Capability, ModelNeeds, capability_class, is_feasible
+from terafleet.core.capability import LIVE, Capability, ModelNeeds, capability_class, is_feasible
 from terafleet.core.ids import (
     SESSION_UNIT,
     CustomerId,
@@ -311,4 +311,6 @@ def _distance(vehicle: VehicleRecord, needs: ModelNeeds) -> int:
 
 def _can_run(vehicle: VehicleRecord, needs: ModelNeeds) -> bool:
     offered = vehicle.capability
-    return offered is not None and is_feasible(capability_class(offered), needs)
+    if offered is None or LIVE not in offered.kinds:
+        return False
+    return is_feasible(capability_class(offered), needs)

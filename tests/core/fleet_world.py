@@ -11,7 +11,7 @@ import msgspec
 
 from terafleet.core import effects as fx
 from terafleet.core import events as ev
-from terafleet.core.capability import Capability, ModelNeeds
+from terafleet.core.capability import BATCH, Capability, ModelNeeds
 from terafleet.core.fleet import Fleet
 from terafleet.core.ids import (
     WHOLE_LEASE,
@@ -80,6 +80,8 @@ def _can_run(vehicle: VehicleRecord, needs: ModelNeeds) -> bool:
         offered is not None
         and needs.runtime in offered.runtimes
         and needs.memory_mb <= offered.memory_mb
+        and BATCH in offered.kinds
+        and (not offered.endpoints or set(needs.endpoints) <= set(offered.endpoints))
     )
 
 

@@ -1,21 +1,30 @@
 """A small world around a `Guard`: a runtime, a link, an owner; and the laws of the car."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import msgspec
 
 from terafleet.core import guard_effects as fx
 from terafleet.core import guard_events as ev
-from terafleet.core.guard import WARM_AGAIN_MS, Guard
+from terafleet.core.guard import Guard
 from terafleet.core.guard_effects import GuardState
+from terafleet.core.guard_models import WARM_AGAIN_MS
 from terafleet.core.ids import WHOLE_LEASE, Epoch, LeaseId, ModelId, ReceiptId, WorkUnitId
-from terafleet.core.policy import OwnerPolicy
+from terafleet.core.policy import OwnerPolicy, YieldPolicy
 from terafleet.core.readings import Readings
 from terafleet.core.reasons import Failure, LeaseEnding
 from terafleet.core.work import AttemptResult
+from tests.core.guard_owner_laws import OwnerLaws
 
 MODEL = ModelId("model")
-POLICY = OwnerPolicy(settle_ms=1_000, stale_ms=5_000, release_ms=500)
+POLICY = OwnerPolicy(giving_back=YieldPolicy(settle_ms=1_000, stale_ms=5_000, release_ms=500))
 LEASE_MS, MARGIN_MS = 20_000, 4_000
+ASKING = 10_000_000
+"""The fleet meets any asking price."""
+COMPUTER_MW = 120_000
+WELL = Readings(0, True, False, True, 80.0, 25.0)
+"""What the sensors say of a car that is well by the policy of the tests."""
 ENDPOINT = "/v1/embeddings"
 DIGEST = b"d" * 32
 
@@ -39,11 +48,16 @@ class CarWorld:
     `running` has the attempts of each run that have not ended, in their order; `open_units` those
     of each lease; `stopped` what was running when a lease was given up. `kept` are the receipts
     that the guard must not forget. `warm` are the models that the control plane wants in memory,
-    `memory` those that stand there.
+    `memory` those that stand there. `well` is what the sensors say when all is well.
     """
 
-    def __init__(self, slots: int = 1, policy: OwnerPolicy = POLICY) -> None:
+    def __init__(self, slots: int = 1, policy: OwnerPolicy = POLICY, well: Readings = WELL) -> None:
         self.guard = Guard()
+        self.laws = OwnerLaws()
+        self.well = well
+        self.readings: Readings | None = None
+        self.asking_limit = ASKING
+        self.is_up = False
         self.now_ms = 1_000
         self.slots = slots
         self.policy = policy
@@ -73,10 +87,13 @@ class CarWorld:
         self.history.append(event)
         self._note(event)
         self.effects = self.guard.handle(event)
+        if self.effects and isinstance(self.effects[0], fx.SuspendRuntime):
+            self.is_suspended = True
         suspended_at = [at for at, one in enumerate(self.effects) if type(one) is fx.SuspendRuntime]
         assert suspended_at in ([], [0]), "the processor is given back before all else"
         for effect in self.effects:
             self._do(effect)
+        self.laws.see(self)
         self.guard.check_invariants()
         self.check()
         return self.effects
@@ -111,7 +128,12 @@ class CarWorld:
                 self.memory.discard(model_id)
                 if model_id in self.preparing:
                     self.preparing.remove(model_id)
+            case ev.ReadingsChanged(readings=readings):
+                self.readings = readings
+            case ev.PolicyChanged(policy=policy):
+                self.policy = policy
             case ev.RuntimeExited():
+                self.is_up = False
                 self.memory.clear()
                 self.preparing.clear()
                 if self.guard.state is not GuardState.YIELDING:
@@ -128,22 +150,37 @@ class CarWorld:
         self._check_nothing_is_lost()
         self._check_memory()
         if self.running:
-            assert self.guard.state is GuardState.PERMITTING
+            assert self.guard.state in (GuardState.PERMITTING, GuardState.YIELDING)
             assert self.heard_ms is not None
             assert self.now_ms < self.heard_ms + LEASE_MS - MARGIN_MS, "it outlives its lease"
-            assert not self.is_suspended
-        if self.guard.state is GuardState.YIELDING:
-            assert self.is_killed, "the memory is given back"
+            assert self.guard.state is GuardState.PERMITTING or not self.is_killed
+            if self.is_suspended:
+                assert self.guard.state is GuardState.YIELDING
+        self.laws.check(self)
         if self.reports:
             assert self.reports[-1].state is self.guard.state
             assert self.reports[-1].refusals == self.guard.refusals
 
     def _check_memory(self) -> None:
         """What is to stay in memory is there or on its way, and nothing while the car refuses."""
-        if self.guard.state is not GuardState.PERMITTING:
-            assert self.is_killed or not (self.memory or self.preparing)
+        if self.guard.state is GuardState.YIELDING:
+            assert self.is_killed or self.is_gentle, "the memory is given back"
+        elif self.guard.state is not GuardState.PERMITTING:
+            assert not self.memory
+            assert not self.preparing
         elif not self.exited_ms or self.now_ms >= self.exited_ms + WARM_AGAIN_MS:
             assert self.memory.union(self.preparing).issuperset(self.warm)
+
+    @property
+    def has_processor(self) -> bool:
+        """Whether attempts may use the processor."""
+        return bool(self.running) and not self.is_suspended
+
+    @property
+    def is_gentle(self) -> bool:
+        """Whether the owner lets the car take its time in some way."""
+        giving = self.policy.giving_back
+        return bool(giving.finish_ms or giving.stop_ms or giving.suspend_ms)
 
     def _check_nothing_is_lost(self) -> None:
         """Every unit that was granted stands, is handed in, or its lease is given back."""
@@ -177,11 +214,17 @@ class CarWorld:
                 self.stopped.append((lease_id, self.running.pop(lease_id)))
             case fx.SuspendRuntime():
                 self.is_suspended = True
+            case fx.ResumeRuntime():
+                assert self.is_suspended
+                assert not self.is_killed
+                self.is_suspended = False
             case fx.KillRuntime():
+                assert self.is_suspended
                 self.is_killed = True
                 self.preparing.clear()
             case fx.PrepareModel(model_id=model_id):
                 assert self.guard.state is GuardState.PERMITTING
+                self.is_up = True
                 assert model_id not in self.memory
                 assert model_id not in self.preparing
                 self.preparing.append(model_id)
@@ -208,23 +251,23 @@ class CarWorld:
         self.running.clear()
         self.open_units.clear()
         self.stopped.clear()
-        self.is_suspended = self.is_killed = False
+        self.is_suspended = self.is_killed = self.is_up = False
+        self.readings = None
         self.preparing.clear()
         self.memory.clear()
         self.warm.clear()
         self.exited_ms = 0
-        self.happen(ev.AgentStarted(self.now_ms, self.policy, self.slots))
+        self.laws.restarted(self.now_ms)
+        self.happen(ev.AgentStarted(self.now_ms, self.policy, self.slots, COMPUTER_MW))
 
     def restart(self, *, from_snapshot: bool = True) -> None:
         """The agent's process ends anyhow and begins again from its snapshot or its journal."""
-        kept = self.guard.receipts()
+        kept, image = self.guard.receipts(), self.guard.snapshot()
         sent_before = len(self.sent)
-        if from_snapshot:
-            self.guard = Guard(self.guard.snapshot())
-        else:
-            self.guard = Guard()
-            for event in self.history:
-                self.guard.handle(event)
+        self.guard = Guard(image if from_snapshot else None)
+        for event in () if from_snapshot else self.history:
+            self.guard.handle(event)
+        assert from_snapshot or self.guard.snapshot() == image
         self.reports.clear()
         self.start()
         again = self.sent[sent_before : sent_before + len(kept)]
@@ -244,35 +287,30 @@ class CarWorld:
         self.now_ms = end_ms
         self.check()
 
-    def read(
-        self,
-        *,
-        is_parked: bool | None = True,
-        is_driver_present: bool | None = False,
-        is_plugged_in: bool | None = True,
-        soc_percent: float | None = 80.0,
-        compute_temperature_c: float | None = 25.0,
-    ) -> None:
-        """The sensors are read."""
-        readings = Readings(
-            self.now_ms,
-            is_parked,
-            is_driver_present,
-            is_plugged_in,
-            soc_percent,
-            compute_temperature_c,
-        )
+    def read(self, **changes: Any) -> None:
+        """The sensors are read; all is well but for what is named."""
+        readings = msgspec.structs.replace(self.well, at_ms=self.now_ms, **changes)
         self.happen(ev.ReadingsChanged(self.now_ms, readings))
+
+    def change_policy(self, policy: OwnerPolicy) -> None:
+        """The owner allows something else."""
+        self.happen(ev.PolicyChanged(self.now_ms, policy))
 
     def permit(self) -> None:
         """All is well for long enough."""
+        giving = self.policy.giving_back
+        step_ms = min(giving.settle_ms, giving.stale_ms)
         self.read()
-        self.tick(self.policy.settle_ms)
+        self.tick(step_ms)
+        for _ in range(1, -(-giving.settle_ms // max(1, step_ms))):
+            self.read()
+            self.tick(step_ms)
 
     def welcome(self, epoch: int = 1) -> None:
         """The control plane answers a hello."""
         self.heard_ms = self.now_ms
-        self.happen(ev.LinkWelcomed(self.now_ms, Epoch(epoch), self.now_ms, LEASE_MS, MARGIN_MS))
+        terms = (LEASE_MS, MARGIN_MS, self.asking_limit)
+        self.happen(ev.LinkWelcomed(self.now_ms, Epoch(epoch), self.now_ms, *terms))
 
     def heartbeat(self, epoch: int | None = None, ago_ms: int = 0) -> None:
         """The control plane answers a heartbeat that left so long ago."""
@@ -299,6 +337,17 @@ class CarWorld:
         lease_id = self.grant(units)
         self.model_ready()
         return lease_id
+
+    def get_to_work(self, units: int) -> None:
+        """Bring the car to compute, if nothing is in the way."""
+        if self.guard.epoch:
+            self.heartbeat()
+        else:
+            self.welcome()
+        self.permit()
+        if len(self.guard.lease_ids) < self.slots:
+            self.grant(units)
+        self.model_ready()
 
     def model_ready(self, *only: ModelId) -> None:
         """What is being prepared stands in memory."""

@@ -47,7 +47,8 @@ def test_each_hello_begins_an_epoch_that_no_car_had_before() -> None:
     world.connect(first)
     assert first.epoch == 3
     lease_ms, margin_ms = SETTINGS.lease_ms, SETTINGS.margin_ms
-    welcome = fx.WelcomeVehicle(first.vehicle_id, Epoch(3), "boot", lease_ms, margin_ms)
+    terms = (lease_ms, margin_ms, SETTINGS.plan.asking_micro_per_hour_max)
+    welcome = fx.WelcomeVehicle(first.vehicle_id, Epoch(3), "boot", *terms)
     assert world.said(fx.WelcomeVehicle) == [welcome]
 
 
@@ -411,3 +412,25 @@ def test_a_car_that_can_run_a_model_no_longer_gets_none_of_its_work() -> None:
     assert world.answers[RequestId("batch")].refused is Refused.NO_FEASIBLE_VEHICLE
     assert batch_id not in world.records
     assert world.leases(car) == []
+
+
+def test_an_owner_policy_is_told_at_once_and_with_each_welcome() -> None:
+    world = World()
+    car = world.enrol("a")
+    first = b'{"is_paused": true}'
+    world.happen(ev.VehiclePolicySet(world.now_ms, car.vehicle_id, first, REQUEST))
+    assert world.said(fx.OfferPolicy) == [fx.OfferPolicy(car.vehicle_id, car.epoch, first)]
+    assert world.answers[REQUEST].refused is None
+    world.leave(car)
+    world.happen(ev.VehiclePolicySet(world.now_ms, car.vehicle_id, b"{}", REQUEST))
+    assert world.said(fx.OfferPolicy) == [], "it is not there"
+    world.fleet = Fleet(world.fleet.snapshot())
+    world.connect(car)
+    assert world.said(fx.OfferPolicy) == [fx.OfferPolicy(car.vehicle_id, car.epoch, b"{}")]
+
+
+def test_an_owner_policy_of_an_unknown_car_is_refused() -> None:
+    world = World()
+    stranger = VehicleId("veh-none")
+    world.happen(ev.VehiclePolicySet(world.now_ms, stranger, b"{}", REQUEST))
+    assert world.answers[REQUEST].refused is Refused.VEHICLE_UNKNOWN

@@ -11,7 +11,7 @@ from terafleet.core.events import HeldLease
 from terafleet.core.guard import Guard
 from terafleet.core.guard_effects import GuardState
 from terafleet.core.ids import WHOLE_LEASE, ModelId, ReceiptId
-from terafleet.core.policy import OwnerPolicy
+from terafleet.core.policy import OwnerPolicy, YieldPolicy
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from tests.core.guard_world import (
     ENDPOINT,
@@ -45,7 +45,7 @@ def test_a_car_settles_before_it_permits() -> None:
     world.read()
     assert state_of(world) is GuardState.SETTLING
     assert world.guard.refusals == (Refusal.SETTLING,)
-    world.tick(POLICY.settle_ms - 1)
+    world.tick(POLICY.giving_back.settle_ms - 1)
     assert state_of(world) is GuardState.SETTLING
     world.tick(1)
     assert state_of(world) is GuardState.PERMITTING
@@ -55,18 +55,18 @@ def test_a_car_settles_before_it_permits() -> None:
 def test_one_bad_reading_begins_the_settling_anew() -> None:
     world = CarWorld()
     world.read()
-    world.tick(POLICY.settle_ms - 1)
-    world.read(compute_temperature_c=41.0)
-    assert world.guard.refusals == (Refusal.TEMPERATURE_HIGH,)
+    world.tick(POLICY.giving_back.settle_ms - 1)
+    world.read(compute_temperature_c=81.0)
+    assert world.guard.refusals == (Refusal.TEMPERATURE_COMPUTE,)
     world.read()
-    world.tick(POLICY.settle_ms - 1)
+    world.tick(POLICY.giving_back.settle_ms - 1)
     assert state_of(world) is GuardState.SETTLING
     world.tick(1)
     assert state_of(world) is GuardState.PERMITTING
 
 
 def test_who_need_not_settle_permits_at_once() -> None:
-    world = CarWorld(policy=OwnerPolicy(settle_ms=0))
+    world = CarWorld(policy=OwnerPolicy(giving_back=YieldPolicy(settle_ms=0)))
     world.read()
     assert state_of(world) is GuardState.PERMITTING
 
@@ -83,7 +83,7 @@ def test_nothing_is_reported_twice() -> None:
 
 @pytest.mark.parametrize(
     ("name", "stays", "goes", "returns"),
-    [("soc_percent", 50.0, 49.9, 55.0), ("compute_temperature_c", 45.0, 45.1, 40.0)],
+    [("soc_percent", 50.0, 49.9, 55.0), ("compute_temperature_c", 85.0, 85.1, 80.0)],
 )
 def test_a_limit_has_two_levels(name: str, stays: float, goes: float, returns: float) -> None:
     world = CarWorld()
@@ -295,7 +295,7 @@ def test_it_presses_until_the_runtime_is_gone() -> None:
     world.read(is_driver_present=True)
     assert world.said(fx.KillRuntime) == [fx.KillRuntime()]
     for _ in range(3):
-        world.tick(POLICY.release_ms - 1)
+        world.tick(POLICY.giving_back.release_ms - 1)
         assert world.said(fx.KillRuntime) != []
         world.effects.clear()
         world.tick(1)
@@ -305,7 +305,8 @@ def test_it_presses_until_the_runtime_is_gone() -> None:
     assert world.guard.refusals == (Refusal.DRIVER_PRESENT,)
     deadline_ms = world.guard.next_deadline_ms()
     assert deadline_ms is not None
-    assert deadline_ms > world.now_ms + POLICY.release_ms, "there is nothing left to press"
+    release_ms = POLICY.giving_back.release_ms
+    assert deadline_ms > world.now_ms + release_ms, "there is nothing left to press"
 
 
 def test_a_car_whose_owner_leaves_at_once_still_gives_everything_back_first() -> None:
@@ -317,7 +318,7 @@ def test_a_car_whose_owner_leaves_at_once_still_gives_everything_back_first() ->
     assert world.guard.refusals == (Refusal.YIELDING,)
     world.exit()
     assert state_of(world) is GuardState.SETTLING
-    world.tick(POLICY.settle_ms)
+    world.tick(POLICY.giving_back.settle_ms)
     assert state_of(world) is GuardState.PERMITTING
 
 
@@ -332,7 +333,7 @@ def test_without_a_runtime_there_is_nothing_to_give_back() -> None:
 def test_time_alone_makes_a_reading_stale() -> None:
     world = CarWorld()
     world.work()
-    world.tick(POLICY.stale_ms - POLICY.settle_ms)
+    world.tick(POLICY.giving_back.stale_ms - POLICY.giving_back.settle_ms)
     assert state_of(world) is GuardState.PERMITTING
     world.tick(1)
     assert state_of(world) is GuardState.YIELDING

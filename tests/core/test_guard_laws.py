@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from terafleet.core import guard_events as ev
 from terafleet.core.guard_effects import GuardState
 from terafleet.core.ids import WHOLE_LEASE, LeaseId, ModelId, ReceiptId
-from terafleet.core.reasons import LeaseEnding
+from terafleet.core.policy import PATIENT
+from terafleet.core.reasons import LeaseEnding, Refusal
+from tests.core.guard_policy_world import OWNER_STEPS, any_car, owner_step
 from tests.core.guard_world import MODEL, CarWorld, name_of, unit
 
 OTHER_MODEL = ModelId("other")
@@ -54,7 +57,7 @@ def step(world: CarWorld, name: str, chance: random.Random) -> None:
         case "heartbeat":
             world.heartbeat()
         case "work":
-            work(world, chance)
+            world.get_to_work(chance.randint(1, 3))
         case "late_heartbeat":
             world.heartbeat(ago_ms=chance.randint(0, 30_000))
         case "old_heartbeat":
@@ -83,6 +86,7 @@ def step(world: CarWorld, name: str, chance: random.Random) -> None:
         case _:
             step_lease(world, name)
             step_attempts(world, name, chance)
+            owner_step(world, name, chance)
 
 
 def step_memory(world: CarWorld, name: str, chance: random.Random) -> None:
@@ -103,18 +107,6 @@ def step_memory(world: CarWorld, name: str, chance: random.Random) -> None:
             world.fail_load(model_id)
 
 
-def work(world: CarWorld, chance: random.Random) -> None:
-    """Bring a car to compute, if nothing is in the way."""
-    if world.guard.epoch:
-        world.heartbeat()
-    else:
-        world.welcome()
-    world.permit()
-    if len(world.guard.lease_ids) < world.slots:
-        world.grant(chance.randint(1, 3))
-    world.model_ready()
-
-
 def late_finish(world: CarWorld) -> None:
     """The runtime gives outputs for a lease that has gone, or that is on no slot."""
     lease_id = LeaseId(world.lease_numbers)
@@ -126,10 +118,10 @@ def late_finish(world: CarWorld) -> None:
 
 def pause(world: CarWorld) -> None:
     """The owner pauses the car and thinks better of it."""
-    paused = msgspec.structs.replace(world.policy, is_paused=True)
-    world.happen(ev.PolicyChanged(world.now_ms, paused))
+    policy = world.policy
+    world.change_policy(msgspec.structs.replace(policy, is_paused=True))
     assert not world.running
-    world.happen(ev.PolicyChanged(world.now_ms, world.policy))
+    world.change_policy(policy)
 
 
 def step_attempts(world: CarWorld, name: str, chance: random.Random) -> None:
@@ -175,7 +167,20 @@ def step_lease(world: CarWorld, name: str) -> None:
             world.fail_load(model_id)
 
 
-@settings(max_examples=200)
+def takes_the_car_back(world: CarWorld) -> None:
+    """The owner drives away, and gets everything."""
+    world.read(is_parked=False)
+    assert not world.running
+    assert not world.guard.lease_ids
+    if world.is_up:
+        world.exit()
+    assert world.guard.state is GuardState.REFUSING
+    kept = world.guard.receipts()
+    world.restart()
+    assert world.guard.receipts() == kept
+
+
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32),
     slots=st.integers(1, 3),
@@ -187,15 +192,25 @@ def test_the_owner_comes_first_and_nothing_is_lost(seed: int, slots: int, names:
     world.permit()
     for name in names:
         step(world, name, chance)
-    world.read(is_driver_present=True)
-    assert not world.running
-    assert not world.guard.lease_ids
-    if world.is_killed:
-        world.exit()
-    assert world.guard.state is GuardState.REFUSING
-    kept = world.guard.receipts()
-    world.restart()
-    assert world.guard.receipts() == kept
+    takes_the_car_back(world)
+
+
+@settings(max_examples=100)
+@given(
+    seed=st.integers(0, 2**32),
+    slots=st.integers(1, 3),
+    names=st.lists(st.sampled_from(STEPS + 2 * OWNER_STEPS), max_size=100),
+)
+def test_any_owner_comes_first_whatever_the_sensors_say(
+    seed: int, slots: int, names: list[str]
+) -> None:
+    chance = random.Random(seed)
+    world = any_car(chance, slots)
+    world.welcome()
+    world.permit()
+    for name in names:
+        step(world, name, chance)
+    takes_the_car_back(world)
 
 
 @settings(max_examples=60)
@@ -230,9 +245,31 @@ def test_long_stories_of_a_car_end_well(seed: int) -> None:
     assert any(len(receipt.results) > 1 for receipt in world.sent)
     assert world.forgotten
     assert world.failed_loads
-    world.read(is_driver_present=True)
-    assert not world.running
-    assert not world.guard.lease_ids
+    takes_the_car_back(world)
     while world.guard.receipts():
         world.acknowledge(3)
     assert world.guard.held() == ()
+
+
+def test_stories_of_any_owner_see_all_that_can_happen() -> None:
+    """Else the law above would say little."""
+    refusals: Counter[Refusal] = Counter()
+    kinds: Counter[str] = Counter()
+    for seed in range(24):
+        chance = random.Random(seed)
+        world = any_car(chance, 1 + seed % 3)
+        world.welcome()
+        for name in [chance.choice(STEPS + 2 * OWNER_STEPS) for _ in range(120)]:
+            step(world, name, chance)
+            refusals.update(world.guard.refusals)
+            kinds.update(type(effect).__name__ for effect in world.effects)
+            is_yielding = world.guard.state is GuardState.YIELDING
+            if is_yielding and not world.is_suspended:
+                kinds["finishing" if world.guard.running else "stopping"] += 1
+            if is_yielding and world.is_suspended and not world.is_killed:
+                kinds["suspended"] += 1
+    for kind in ("finishing", "stopping", "suspended", "ResumeRuntime", "StopAttempts"):
+        assert kinds[kind] >= 5, kind
+    assert len(refusals) >= 20, "most of the reasons"
+    caps = {Refusal.DATA_CAP, Refusal.WEAR_BUDGET, Refusal.REWARD_TOO_LOW}
+    assert caps | PATIENT - {Refusal.AGENT_STOPPING, Refusal.OUTSIDE_NETWORK_HOURS} <= set(refusals)

@@ -6,7 +6,7 @@ from terafleet.core.events import HeldLease
 from terafleet.core.guard_effects import GuardState
 from terafleet.core.guard_receipts import receipt_of_ending
 from terafleet.core.ids import Epoch, LeaseId
-from terafleet.core.policy import OwnerPolicy
+from terafleet.core.policy import OwnerPolicy, YieldPolicy
 from terafleet.core.reasons import LeaseEnding
 from tests.core.guard_world import LEASE_MS, MARGIN_MS, CarWorld, endings, state_of, unit
 
@@ -14,7 +14,7 @@ from tests.core.guard_world import LEASE_MS, MARGIN_MS, CarWorld, endings, state
 
 
 def test_leases_end_by_themselves_without_a_heartbeat() -> None:
-    world = CarWorld(policy=OwnerPolicy(settle_ms=0, stale_ms=10**9))
+    world = CarWorld(policy=OwnerPolicy(giving_back=YieldPolicy(settle_ms=0, stale_ms=10**9)))
     lease_id = world.work()
     began_ms = world.now_ms
     assert world.guard.leases_end_ms == began_ms + LEASE_MS - MARGIN_MS
@@ -27,7 +27,7 @@ def test_leases_end_by_themselves_without_a_heartbeat() -> None:
 
 
 def test_an_answered_heartbeat_renews_from_when_it_was_sent() -> None:
-    world = CarWorld(policy=OwnerPolicy(settle_ms=0, stale_ms=10**9))
+    world = CarWorld(policy=OwnerPolicy(giving_back=YieldPolicy(settle_ms=0, stale_ms=10**9)))
     world.work()
     began_ms = world.now_ms
     world.tick(10_000)
@@ -40,7 +40,7 @@ def test_an_answered_heartbeat_renews_from_when_it_was_sent() -> None:
 
 
 def test_what_is_granted_over_a_silent_link_does_not_begin() -> None:
-    world = CarWorld(policy=OwnerPolicy(settle_ms=0, stale_ms=10**9))
+    world = CarWorld(policy=OwnerPolicy(giving_back=YieldPolicy(settle_ms=0, stale_ms=10**9)))
     world.work()
     world.finish()
     world.tick(LEASE_MS)

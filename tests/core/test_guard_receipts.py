@@ -9,7 +9,7 @@ from terafleet.core import guard_effects as fx
 from terafleet.core import guard_events as ev
 from terafleet.core.events import HeldLease
 from terafleet.core.guard import Guard
-from terafleet.core.ids import WHOLE_LEASE, LeaseId, ModelId, ReceiptId, WorkUnitId
+from terafleet.core.ids import SESSION_UNIT, WHOLE_LEASE, LeaseId, ModelId, ReceiptId, WorkUnitId
 from terafleet.core.reasons import Failure, LeaseEnding
 from tests.core.guard_world import (
     DIGEST,
@@ -178,9 +178,11 @@ def test_a_receipt_holds_the_results_and_the_parcel_as_they_were_told() -> None:
     )
     parcel = bytes(range(256))
     event = ev.AttemptsFinished(world.now_ms, lease_id, results, DIGEST, parcel)
-    assert world.guard.handle(event) == [
-        fx.SendReceipt(lease_id, ReceiptId(told[0]), None, None, "", 0, results, DIGEST, parcel)
-    ]
+    (receipt,) = world.guard.handle(event)
+    assert isinstance(receipt, fx.SendReceipt)
+    assert receipt.asked_micro > 0
+    told_as = (ReceiptId(told[0]), None, None, "", 0, results, DIGEST, parcel)
+    assert receipt == fx.SendReceipt(lease_id, *told_as, receipt.asked_micro)
 
 
 def test_a_large_output_comes_alone_and_without_a_parcel() -> None:
@@ -224,7 +226,8 @@ def unavailable(world: CarWorld, _: LeaseId) -> None:
 def test_results_of_a_lease_that_has_gone_are_forgotten(
     go: Callable[[CarWorld, LeaseId], None], ready: int
 ) -> None:
-    world = CarWorld(policy=msgspec.structs.replace(POLICY, stale_ms=10**9))
+    patient = msgspec.structs.replace(POLICY.giving_back, stale_ms=10**9)
+    world = CarWorld(policy=msgspec.structs.replace(POLICY, giving_back=patient))
     lease_id = world.work(units=4)
     world.finish()
     go(world, lease_id)
@@ -261,6 +264,26 @@ def test_results_of_a_lease_that_is_on_no_slot_are_forgotten() -> None:
     world.tell(waiting, units_of_lease(waiting, 0, 1))
     assert world.effects == [fx.ForgetReceipts(names((waiting, unit(waiting))))]
     assert waiting in world.guard.lease_ids
+
+
+def test_what_a_lease_took_that_was_replaced_is_asked_for_with_a_later_one() -> None:
+    world = CarWorld()
+    lease_id = world.work()
+    world.tick(2_000)
+    units = (ev.LeasedUnit(SESSION_UNIT, 1),)
+    world.granted.pop(lease_id)
+    session = LeaseId(77)
+    grant = (session, MODEL, ENDPOINT, units, lease_id)
+    world.happen(ev.LeaseGranted(world.now_ms, world.guard.epoch, *grant))
+    world.tick(1_000)
+    world.finish()
+    (receipt,) = world.said(fx.SendReceipt)
+    world.grant()
+    world.tick(1_000)
+    world.finish()
+    (later,) = world.said(fx.SendReceipt)
+    assert receipt.lease_id == session
+    assert receipt.asked_micro > 2 * later.asked_micro, "3 s of work and 1 s"
 
 
 # Acknowledgements.

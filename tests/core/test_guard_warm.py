@@ -4,15 +4,17 @@ import pytest
 
 from terafleet.core import guard_effects as fx
 from terafleet.core import guard_events as ev
-from terafleet.core.guard import WARM_AGAIN_MS
 from terafleet.core.guard_effects import GuardState
+from terafleet.core.guard_models import WARM_AGAIN_MS
 from terafleet.core.ids import ModelId
-from terafleet.core.policy import OwnerPolicy
+from terafleet.core.policy import OwnerPolicy, YieldPolicy
 from terafleet.core.reasons import Failure
 from tests.core.guard_world import MODEL, CarWorld, endings, state_of
 
 OTHER = ModelId("other")
-PATIENT = OwnerPolicy(settle_ms=1_000, stale_ms=10 * WARM_AGAIN_MS, release_ms=500)
+PATIENT = OwnerPolicy(
+    giving_back=YieldPolicy(settle_ms=1_000, stale_ms=10 * WARM_AGAIN_MS, release_ms=500)
+)
 
 
 def keeping(*model_ids: ModelId) -> CarWorld:
@@ -48,7 +50,7 @@ def test_a_car_that_refuses_loads_when_it_permits() -> None:
     assert prepared(world) == []
     world.read()
     assert state_of(world) is GuardState.SETTLING
-    world.tick(world.policy.settle_ms)
+    world.tick(world.policy.giving_back.settle_ms)
     assert prepared(world) == [MODEL]
 
 

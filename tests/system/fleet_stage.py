@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from openai import OpenAI
 
+from terafleet.agent.adapters.runtime.worker import worker_behind
 from terafleet.cli.local_fleet import LocalFleet
 from terafleet.protocol.manifest import Manifest
 from terafleet.protocol.shard import VehicleView
@@ -41,7 +42,7 @@ def car_settings(slots: int = 2, runtime: str = "noop") -> dict[str, Any]:
         "memory_mb": 512,
         "runtimes": [runtime],
         "vehicle": {"file": "timetable.json", "sample_ms": 200},
-        "policy": {"settle_ms": 0},
+        "policy": {"yield": {"settle_ms": 0}},
     }
 
 
@@ -103,12 +104,18 @@ class FleetStage:
 
     def runtime_process(self, car: str) -> int:
         """The process that runs a car's models."""
-        return the_child(self.fleet.cars[car].process.pid, b"runtime_host")
+        child = the_child(self.fleet.cars[car].process.pid, b"runtime_host")
+        process_id = worker_of(child)
+        assert process_id is not None, f"the runtime of {car} is not there yet"
+        return process_id
 
     def has_runtime(self, car: str) -> bool:
         """Whether there is such a process."""
         children = children_of(self.fleet.cars[car].process.pid)
-        return any(b"runtime_host" in words for words in children.values())
+        return any(
+            b"runtime_host" in words and worker_of(child) is not None
+            for child, words in children.items()
+        )
 
     def vehicle(self, name: str) -> VehicleView:
         """What the operator sees of a car."""
@@ -173,6 +180,12 @@ def command(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[s
         check=False,
         env={**inherited, **variables},
     )
+
+
+def worker_of(process_id: int) -> int | None:
+    """The process that a runtime's program runs in: the one inside, where it is wrapped."""
+    is_wrapped = Path(f"/proc/{process_id}/comm").read_text() == "bwrap\n"
+    return worker_behind(process_id) if is_wrapped else process_id
 
 
 def the_child(process_id: int, word: bytes) -> int:

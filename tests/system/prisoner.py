@@ -1,5 +1,10 @@
-"""Tries to get out, with walls around it or without, and prints what worked as JSON."""
+"""Tries to get out, with walls around it or without, and prints what worked as JSON.
 
+`free` has no walls around it, `kept` and `listening` have some; what it is told of its targets
+says whether it was wrapped as well.
+"""
+
+import contextlib
 import ctypes
 import json
 import mmap
@@ -19,7 +24,10 @@ from terafleet.agent.adapters.sandbox.linux import Walls, enclose
 
 mode, targets = sys.argv[1], json.loads(sys.argv[2])
 libc = ctypes.CDLL(None, use_errno=True)
-CLONE_NEWUSER, PTRACE_ATTACH = 0x10000000, 16
+CLONE_NEWUSER = 0x10000000
+PTRACE_SEIZE = 0x4206
+THREADS_TOO_MANY = 300
+PIECE_BYTES = 1 << 20
 IO_URING_SETUP = 425
 
 
@@ -55,6 +63,44 @@ def take_memory(kind: int) -> None:
         pass
 
 
+def take_memory_in_pieces() -> None:
+    """The same, a little at a time."""
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with contextlib.ExitStack() as stack:
+        for _piece in range(targets["memory_bytes"] // PIECE_BYTES + 1):
+            stack.enter_context(mmap.mmap(-1, PIECE_BYTES, private))
+
+
+def start_threads() -> None:
+    """Far more threads than any runtime needs."""
+    end, threads = threading.Event(), []
+    threading.stack_size(64 * 1024)
+    try:
+        for _number in range(THREADS_TOO_MANY):
+            thread = threading.Thread(target=end.wait)
+            thread.start()
+            threads.append(thread)
+    except RuntimeError as error:
+        raise PermissionError from error
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+
+
+def trace() -> None:
+    """Get hold of another process's memory, as a debugger does."""
+    if libc.ptrace(PTRACE_SEIZE, targets["neighbour"], None, None) != 0:
+        raise PermissionError
+
+
+def see_others() -> None:
+    """Find out what else runs on the computer."""
+    strangers = {int(name) for name in os.listdir("/proc") if name.isdecimal()}
+    if strangers <= {1, os.getpid()}:
+        raise PermissionError
+
+
 def make_ring() -> None:
     """A queue of system calls that no filter of calls sees."""
     room = ctypes.create_string_buffer(240)
@@ -79,14 +125,21 @@ def read_environment() -> None:
     Path(f"/proc/{targets['agent']}/environ").read_bytes()
 
 
+def reach_6() -> None:
+    """Reach a socket by the newer protocol."""
+    connect(socket.AF_INET6, socket.SOCK_STREAM, ("::1", targets["tcp6"]))
+
+
 folder, models = targets["folder"], targets["models"]
 TRIES: dict[str, Callable[[], object]] = {
+    **({"tcp 6": reach_6} if targets.get("tcp6") else {}),
     "tcp": lambda: connect(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", targets["tcp"])),
     "udp": lambda: connect(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", targets["udp"])),
     "local socket": lambda: connect(socket.AF_UNIX, socket.SOCK_STREAM, targets["local"]),
     "abstract socket": lambda: connect(
         socket.AF_UNIX, socket.SOCK_STREAM, "\0" + targets["abstract"]
     ),
+    "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
     "socket pair": socket.socketpair,
     "ring": make_ring,
     "write beside the models": lambda: write(f"{models}/new"),
@@ -94,14 +147,24 @@ TRIES: dict[str, Callable[[], object]] = {
     "write elsewhere": lambda: write(f"{folder}/new"),
     "write to shared memory": lambda: write(f"/dev/shm/terafleet-{os.getpid()}"),  # noqa: S108
     "read a secret": lambda: Path(folder, "secret").read_text(encoding="ascii"),
+    "read a secret beside the models": lambda: Path(models, "../secret").read_text("ascii"),
+    "read a secret behind a link": lambda: Path(models, "link").read_text("ascii"),
+    "read a secret by another's root": lambda: Path(
+        f"/proc/{targets['neighbour']}/root{folder}/secret"
+    ).read_bytes(),
+    "look into the homes": lambda: os.listdir("/home"),
     "read the passwords' list": lambda: Path("/etc/passwd").read_bytes(),
     "read the agent's environment": read_environment,
     "signal the agent": lambda: os.kill(targets["agent"], 0),
+    "trace a neighbour": trace,
+    "see others": see_others,
     "process": make_process,
     "program": run_program,
     "new privileges": gain_privileges,
     "private memory": lambda: take_memory(mmap.MAP_PRIVATE),
     "shared memory": lambda: take_memory(mmap.MAP_SHARED),
+    "memory in pieces": take_memory_in_pieces,
+    "threads without end": start_threads,
     "memory in a file": lambda: os.close(os.memfd_create("room")),
 }
 
@@ -134,11 +197,14 @@ if mode != "free":
     walls = Walls(
         models_folder=models,
         memory_bytes=targets["memory_bytes"],
-        niceness=1,
+        niceness=0,
         parent_id=os.getppid(),
         may_listen=mode == "listening",
+        **targets.get("wrapped", {}),
     )
     outcome["report"] = msgspec.to_builtins(enclose(walls).report)
+if targets.get("crashes"):
+    os.abort()
 outcome["tries"] = {name: works(attempt) for name, attempt in TRIES.items()}
 outcome["needs"] = needs()
 print(json.dumps(outcome))

@@ -173,9 +173,8 @@ def test_a_batch_waits_until_an_owner_permits(stage: FleetStage) -> None:
     shown = stage.command("vehicle", "list")
     assert "the owner has paused it" in shown.stdout
 
-    settings_file = stage.fleet.car_folder("car-0") / "agent.toml"
-    text = settings_file.read_text(encoding="utf-8")
-    settings_file.write_text(text.replace("is_paused = true", "is_paused = false"), "utf-8")
+    owner_file = stage.fleet.car_folder("car-0") / "owner.toml"
+    owner_file.write_text("is_paused = false\n", encoding="utf-8")
     stage.fleet.cars["car-0"].process.send_signal(signal.SIGHUP)
     batch = stage.finish(client, batch.id)
     assert batch.status == "completed"

@@ -24,7 +24,7 @@ CAR: dict[str, Any] = {
     "runtimes": ["noop"],
     "session_token_ms": 5,
     "vehicle": {"file": "timetable.json", "sample_ms": 50},
-    "policy": {"settle_ms": 0},
+    "policy": {"yield": {"settle_ms": 0}},
 }
 
 CONNECTIONS = 3_000

@@ -49,7 +49,7 @@ def car_settings(kind: str) -> dict[str, Any]:
         "runtimes": ["noop" if kind == COUNTING else "llama"],
         "session_token_ms": TOKEN_MS,
         "vehicle": {"file": "timetable.json", "sample_ms": 200},
-        "policy": {"settle_ms": 0},
+        "policy": {"yield": {"settle_ms": 0}},
     }
 
 

@@ -32,7 +32,7 @@ CAR: dict[str, Any] = {
     "runtimes": ["noop"],
     "session_token_ms": TOKEN_MS,
     "vehicle": {"file": "timetable.json", "sample_ms": 50},
-    "policy": {"settle_ms": 0},
+    "policy": {"yield": {"settle_ms": 0}},
 }
 
 

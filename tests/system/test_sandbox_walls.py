@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -20,27 +21,41 @@ from typing import Any
 import pytest
 
 from terafleet.agent.adapters.runtime.child import ChildRuntime, ChildSettings
+from terafleet.agent.adapters.sandbox.bubblewrap import View, Wrapping, find_wrapping
+from terafleet.agent.adapters.sandbox.own_user import GROUP_ID, free_user_id
+from terafleet.agent.adapters.sandbox.tries import namespaces
 from terafleet.agent.ports import RuntimeUnavailable, SandboxReport
+from terafleet.core.isolation import IsolationLevel, isolation_level
 from terafleet.core.reasons import Failure
 from tests.contract.models_on_disk import minilm_model, stories_model
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "src"
 DEADLINE_S = 30.0
-ALL_HOLD = SandboxReport(
-    has_no_network=True,
-    dies_with_agent=True,
-    cannot_gain_privileges=True,
-    has_limited_memory=True,
-    filesystem_read_only=True,
-)
+ALL_HOLD = SandboxReport(**dict.fromkeys(SandboxReport.__struct_fields__, True))
 MEMORY_BYTES = 256 * 1024**2
+OF_WRAPPING = {
+    "sees_no_other_process",
+    "sees_only_its_files",
+    "has_own_identity",
+    "has_limited_threads",
+}
+"""What a process can't give itself; the last is the agent's where it is root."""
+OF_AGENT = {"has_idle_priority"}
+"""What the agent does to a process and sees itself."""
+bubblewrap = pytest.mark.debian_package("bubblewrap", program="bwrap")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a program a user")
 
 
 def run_script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A script of this folder, in a process and a session of its own."""
+    return run_command([sys.executable, "-P", str(HERE / name), *arguments], **environment)
+
+
+def run_command(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program in a session of its own."""
     return subprocess.run(
-        [sys.executable, "-P", str(HERE / name), *arguments],
+        command,
         env={"PYTHONPATH": str(SOURCES), **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -75,6 +90,7 @@ def neighbours(folder: Path) -> Iterator[dict[str, Any]]:
     (folder / "models").mkdir()
     (folder / "models" / "weights").write_text("weights")
     (folder / "secret").write_text("the key of the car")
+    (folder / "models" / "link").symlink_to("../secret")
     with contextlib.ExitStack() as stack:
         tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
@@ -85,10 +101,18 @@ def neighbours(folder: Path) -> Iterator[dict[str, Any]]:
         abstract = stack.enter_context(socket.socket(socket.AF_UNIX))
         abstract.bind(f"\0terafleet-test-{os.getpid()}")
         abstract.listen()
+        neighbour = stack.enter_context(subprocess.Popen(["/bin/sleep", "60"]))
+        stack.callback(neighbour.kill)
+        tcp6 = 0
+        with contextlib.suppress(OSError):
+            server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+            tcp6 = stack.enter_context(server).getsockname()[1]
         yield {
             "models": str(folder / "models"),
             "folder": str(folder),
             "tcp": tcp.getsockname()[1],
+            "tcp6": tcp6,
+            "neighbour": neighbour.pid,
             "udp": udp.getsockname()[1],
             "local": str(folder / "local.sock"),
             "abstract": f"terafleet-test-{os.getpid()}",
@@ -97,29 +121,116 @@ def neighbours(folder: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-@pytest.mark.parametrize("may_listen", [False, True])
-def test_nothing_that_works_outside_works_behind_the_walls(
-    tmp_path: Path, may_listen: bool
-) -> None:
+def wrapped_prisoner(mode: str, targets: dict[str, Any]) -> list[str]:
+    """The command line of a prisoner that the agent would wrap as it wraps a runtime."""
+    found = find_wrapping(View(targets["models"], (str(SOURCES), str(HERE))))
+    assert isinstance(found, Wrapping), found
+    wrapped = {
+        "shown": found.shown,
+        "outside": namespaces(),
+        "user_id": free_user_id() if found.has_own_identity else 0,
+        "group_id": GROUP_ID,
+    }
+    words = json.dumps({**targets, "wrapped": wrapped})
+    return found.command([sys.executable, "-P", str(HERE / "prisoner.py"), mode, words])
+
+
+@pytest.mark.parametrize("mode", ["kept", "listening"])
+def test_nothing_that_works_outside_works_behind_the_walls(tmp_path: Path, mode: str) -> None:
     with neighbours(tmp_path) as targets:
         words = json.dumps(targets)
         free = run_script("prisoner.py", "free", words)
-        kept = run_script("prisoner.py", "listening" if may_listen else "kept", words)
+        kept = run_script("prisoner.py", mode, words)
     assert free.returncode == 0, free.stderr
     assert kept.returncode == 0, kept.stderr
     without, behind = json.loads(free.stdout), json.loads(kept.stdout)
     assert [name for name, worked in without["tries"].items() if not worked] == []
-    assert [name for name, worked in behind["tries"].items() if worked] == []
-    assert behind["report"] == dict.fromkeys(behind["report"], True)
+    # Root's threads are bounded from outside only.
+    assert {name for name, worked in behind["tries"].items() if worked} <= {"threads without end"}
+    missing = {name for name, holds in behind["report"].items() if not holds}
+    assert missing <= OF_WRAPPING | OF_AGENT
+    assert ("has_limited_threads" in missing) == behind["tries"]["threads without end"]
     assert all(behind["needs"].values()), behind["needs"]
 
 
+@bubblewrap
+@as_root
+@pytest.mark.parametrize("mode", ["kept", "listening"])
+def test_nothing_works_in_a_wrapper_and_every_wall_holds(tmp_path: Path, mode: str) -> None:
+    with neighbours(tmp_path) as targets:
+        kept = run_command(wrapped_prisoner(mode, targets))
+    assert kept.returncode == 0, kept.stderr
+    behind = json.loads(kept.stdout)
+    assert [name for name, worked in behind["tries"].items() if worked] == []
+    assert {name for name, holds in behind["report"].items() if not holds} == OF_AGENT
+    assert all(behind["needs"].values()), behind["needs"]
+
+
+@bubblewrap
+def test_the_walls_hold_for_an_agent_that_is_not_root(tmp_path: Path) -> None:
+    """A user namespace makes an agent without privileges of this process."""
+    with neighbours(tmp_path) as targets:
+        words = json.dumps({**targets, "sources": str(SOURCES)})
+        script = [sys.executable, "-P", str(HERE / "ordinary_agent.py"), words]
+        mapped = ("--unshare-user", "--uid", "1000", "--gid", "1000", "--dev-bind", "/", "/")
+        kept = run_command(["bwrap", *mapped, "--unshare-pid", "--proc", "/proc", "--", *script])
+    assert kept.returncode == 0, kept.stderr
+    behind = json.loads(kept.stdout)
+    worked = {name for name, worked in behind["tries"].items() if worked}
+    missing = {name for name, holds in behind["report"].items() if not holds} - OF_AGENT
+    # The kernel bounds no threads of root's, whatever a namespace calls it.
+    assert worked <= {"threads without end"}
+    assert {"has_own_identity"} <= missing <= {"has_own_identity", "has_limited_threads"}
+
+
+@bubblewrap
+def test_a_crash_leaves_no_core(tmp_path: Path) -> None:
+    with neighbours(tmp_path) as targets:
+        targets["crashes"] = True
+        script = [sys.executable, "-P", str(HERE / "prisoner.py")]
+        free = [*script, "free", json.dumps(targets)]
+        kept = [*script, "kept", json.dumps(targets)]
+        wrapped = wrapped_prisoner("kept", targets)
+        dumped = [is_core_dumped(command, tmp_path) for command in (free, kept, wrapped)]
+    assert dumped[1:] == [False, False]
+    if not dumped[0]:
+        pytest.skip("this computer keeps no cores anyway, which leaves it open who prevents them")
+
+
+def is_core_dumped(command: list[str], folder: Path) -> bool:
+    """Whether the kernel says so, or a file has come, when a program crashes in a folder."""
+    before = set(folder.iterdir())
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env={"PYTHONPATH": str(SOURCES)},
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (1 << 30, 1 << 30)),
+    )
+    _process_id, status = os.waitpid(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode in (-signal.SIGABRT, 128 + signal.SIGABRT)
+    return os.WCOREDUMP(status) or set(folder.iterdir()) != before
+
+
+@bubblewrap
+@as_root
 async def test_a_runtime_reports_what_holds(tmp_path: Path) -> None:
     for kind in ("onnx", "llama"):
         runtime = ChildRuntime(kind, ChildSettings(models_folder=tmp_path))
         report = await runtime.start(lambda _reason: None)
         await runtime.kill()
         assert report == ALL_HOLD
+        assert isolation_level(report) is IsolationLevel.CONFINED
+
+
+async def test_a_runtime_that_is_not_wrapped_claims_less(tmp_path: Path) -> None:
+    runtime = ChildRuntime("onnx", ChildSettings(models_folder=tmp_path, may_wrap=False))
+    report = await runtime.start(lambda _reason: None)
+    await runtime.kill()
+    missing = {name for name in report.__struct_fields__ if not getattr(report, name)}
+    assert OF_WRAPPING - {"has_limited_threads"} <= missing <= OF_WRAPPING
+    assert isolation_level(report) is IsolationLevel.PROCESS
 
 
 def test_without_a_wall_against_the_network_nothing_starts() -> None:
@@ -220,7 +331,7 @@ async def test_what_libraries_print_is_no_frame(tmp_path: Path) -> None:
         "memory_bytes": MEMORY_BYTES * 4,
         "niceness": 0,
         "models_folder": str(tmp_path),
-        "agent_id": os.getpid(),
+        "parent_id": os.getpid(),
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable,

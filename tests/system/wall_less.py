@@ -17,7 +17,7 @@ settings = HostSettings(
     memory_bytes=1 << 30,
     niceness=0,
     models_folder="/nonexistent",
-    agent_id=os.getppid(),
+    parent_id=os.getppid(),
 )
 sys.argv = ["runtime_host", "onnx", msgspec.json.encode(settings).decode()]
 __main__.main()

@@ -10,7 +10,8 @@ from tests.tidy.source_files import ROOT
 from tests.tidy.test_dependencies import PROJECT, dependencies
 
 LOCKS = {
-    name: (ROOT / name).read_text("utf-8") for name in ("requirements.lock", "tools/installer.lock")
+    name: (ROOT / name).read_text("utf-8")
+    for name in ("requirements.lock", "requirements-sumo.lock", "tools/installer.lock")
 }
 
 
@@ -53,7 +54,16 @@ def test_every_package_is_pinned_and_hashed(name: str) -> None:
 
 
 def test_the_lock_keeps_up_with_the_project() -> None:
-    assert missing(dependencies(PROJECT), LOCKS["requirements.lock"]) == [], "say: make lock"
+    held = LOCKS["requirements.lock"] + LOCKS["requirements-sumo.lock"]
+    assert missing(dependencies(PROJECT), held) == [], "say: make lock"
+
+
+def test_an_extra_with_a_lock_of_its_own_has_the_same_versions() -> None:
+    usual, sumo = pins(LOCKS["requirements.lock"]), pins(LOCKS["requirements-sumo.lock"])
+    assert "libsumo" in sumo.keys() - usual.keys(), "what is large is not everybody's"
+    assert {name: sumo[name] for name in sumo.keys() & usual.keys()} == {
+        name: usual[name] for name in sumo.keys() & usual.keys()
+    }
 
 
 def test_planted_faults_are_found() -> None:

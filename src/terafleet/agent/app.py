@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
 
@@ -14,21 +14,24 @@ import structlog
 import uvloop
 from structlog.typing import FilteringBoundLogger
 
+from terafleet.agent.adapters.meter.rapl import RaplMeter
 from terafleet.agent.adapters.runtime import child
 from terafleet.agent.adapters.runtime.noop import NoopRuntime
-from terafleet.agent.adapters.vehicle.scripted import ScriptedVehicle
-from terafleet.agent.adapters.vehicle.timetable import TimetableFile, TimetableRefused
+from terafleet.agent.adapters.vehicle.choice import (
+    MakeVehicle,
+    VehicleRefused,
+    vehicle_maker,
+)
 from terafleet.agent.gateway import Gateway
 from terafleet.agent.identity import Identity, IdentityRefused, load_identity
 from terafleet.agent.logs import set_up_logs
 from terafleet.agent.model_disk import ModelDisk
 from terafleet.agent.ports import Runtime
 from terafleet.agent.service import Adapters, Agent, runtime_memory_mb
-from terafleet.agent.settings import AgentSettings, SettingsRefused, load_settings
+from terafleet.agent.settings import AgentSettings
 from terafleet.bus.adapters.nats import NatsBus
 from terafleet.bus.ports import Bus, Connect, Refusal, RefusedAction
 from terafleet.engine.adapters.sqlite import SqliteStore
-from terafleet.engine.clock import Clock
 from terafleet.engine.codec import JournalUnreadable
 from terafleet.engine.ports import (
     StorageDamaged,
@@ -52,7 +55,7 @@ class Exit(IntEnum):
 
     STOPPED = 0
     NOT_ENROLLED = 3
-    TIMETABLE_REFUSED = 4
+    VEHICLE_REFUSED = 4
     FOLDER_IN_USE = 5
     FOLDER_UNUSABLE = 6
 
@@ -73,32 +76,29 @@ def run(settings: AgentSettings) -> int:
 
 
 async def run_agent(settings: AgentSettings) -> int:
-    """Run an agent until SIGTERM or SIGINT; SIGHUP reads the owner policy again.
+    """Run an agent until SIGTERM or SIGINT; the owner policy is read again when it changes.
 
     The result is the exit code of the process.
     """
     try:
         with _locked(settings.data_folder / LOCK_FILE):
             agent = _make_agent(settings)
-            return agent if isinstance(agent, Exit) else await _run_until_signal(settings, agent)
+            return agent if isinstance(agent, Exit) else await _run_until_signal(agent)
     except FolderInUse:
         return _refuse(Exit.FOLDER_IN_USE, "folder_in_use", folder=str(settings.data_folder))
     except (OSError, StorageFull) as error:
         return _refuse(Exit.FOLDER_UNUSABLE, "folder_unusable", cause=str(error))
 
 
-async def _run_until_signal(settings: AgentSettings, agent: Agent) -> Exit:
+async def _run_until_signal(agent: Agent) -> Exit:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-
-    def reload() -> None:
-        fresh = load_settings(settings.data_folder)
-        if isinstance(fresh, SettingsRefused):
-            log.error("policy_refused", faults=fresh.faults)
-        else:
-            agent.change_policy(fresh.policy)
-
-    deeds = {signal.SIGTERM: stop.set, signal.SIGINT: stop.set, signal.SIGHUP: reload}
+    # A terminal that is closed is no wish to stop.
+    deeds = {
+        signal.SIGTERM: stop.set,
+        signal.SIGINT: stop.set,
+        signal.SIGHUP: agent.reload_policy,
+    }
     for number, deed in deeds.items():
         loop.add_signal_handler(number, deed)
     try:
@@ -114,10 +114,9 @@ def _make_agent(settings: AgentSettings) -> Agent | Exit:
     if isinstance(identity, IdentityRefused):
         facts = {"detail": identity.detail, "advice": identity.advice}
         return _refuse(Exit.NOT_ENROLLED, identity.code, **facts)
-    try:
-        timetable = TimetableFile(settings.vehicle_file)
-    except TimetableRefused as refused:
-        return _refuse(Exit.TIMETABLE_REFUSED, "timetable_refused", cause=str(refused))
+    vehicle = vehicle_maker(settings.vehicle, settings.data_folder)
+    if isinstance(vehicle, VehicleRefused):
+        return _refuse(Exit.VEHICLE_REFUSED, "vehicle_refused", cause=vehicle.detail)
     disk = ModelDisk(settings.data_folder / MODELS_FOLDER, settings.models_mb_max * BYTES_PER_MB)
     folder = settings.data_folder / RECORD_FOLDER
 
@@ -125,7 +124,7 @@ def _make_agent(settings: AgentSettings) -> Agent | Exit:
         folder.mkdir(mode=0o700, exist_ok=True)
         store = SqliteStore(folder / RECORD_FILE, synchronous="NORMAL")
         try:
-            adapters = _adapters(settings, identity, disk, store, timetable)
+            adapters = _adapters(settings, identity, disk, store, vehicle)
             return Agent(settings, identity, disk, adapters)
         except BaseException:
             store.close()
@@ -146,18 +145,16 @@ def _adapters(
     identity: Identity,
     disk: ModelDisk,
     store: SqliteStore,
-    timetable: TimetableFile,
+    vehicle: MakeVehicle,
 ) -> Adapters:
-    def vehicle(clock: Clock, cut_link: Callable[[int], None]) -> ScriptedVehicle:
-        sample_ms, another = settings.vehicle.sample_ms, timetable.another
-        return ScriptedVehicle(timetable.timetable, sample_ms, clock, cut_link, another=another)
-
     return Adapters(
         store=store,
         connect=_connect(identity),
         gateway=Gateway(settings.gateway_url or identity.enrolment.gateway_url),
         runtimes=_runtimes(settings, disk),
         vehicle=vehicle,
+        # In a car the control unit's own power, a reading, says more than its processor's.
+        meters=(RaplMeter(),) if settings.vehicle.chosen == "linux" else (),
     )
 
 

@@ -1,15 +1,16 @@
 """The attempts that run in the car: input to the runtime, output to the guard, and their energy."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from terafleet.agent.answers import count_answers
 from terafleet.agent.deeds import DeedLine, Spawn
-from terafleet.agent.energy import CpuShares, EnergyEstimate
+from terafleet.agent.energy import CpuShares
 from terafleet.agent.gateway import Gateway, GatewayFault
 from terafleet.agent.inputs import LeasedInputs
+from terafleet.agent.meters import Meter, MeteredEnergy, Sources
 from terafleet.agent.ports import Runtime, RuntimeFailure, RuntimeResult, RuntimeWork
 from terafleet.agent.results import ResultHooks, Results
 from terafleet.core.guard_effects import StartAttempts
@@ -48,6 +49,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     runtime_cpu_ms: Callable[[], int]
     spawn: Spawn
     core_power_mw: int
+    meters: Sequence[Meter] = ()
 
 
 class _Run:
@@ -95,8 +97,16 @@ class Attempts:
         self._clock = around.results.clock
         self._runs: dict[LeaseId, _Run] = {}
         self._line: DeedLine[_Run] = DeedLine(self._run, around.spawn, _tell)
-        self.energy = EnergyEstimate(around.core_power_mw)
         self.shares: CpuShares[object] = CpuShares(around.runtime_cpu_ms)
+        self.energy = MeteredEnergy(
+            Sources(
+                meters=around.meters,
+                core_power_mw=around.core_power_mw,
+                cpu_ms=around.runtime_cpu_ms,
+                is_working=lambda: len(self.shares) > 0,
+                now_ms=self._clock.now_ms,
+            )
+        )
         self.figures = AttemptFigures()
 
     def __len__(self) -> int:

@@ -126,6 +126,7 @@ def _receipt(effect: SendReceipt) -> Receipt:
         results=effect.results,
         digest=effect.digest,
         payload=effect.parcel,
+        asked_micro=effect.asked_micro,
     )
 
 

@@ -27,6 +27,8 @@ ADDRESS_FOREIGN = "address_foreign"
 STATUS_OK, STATUS_PARTIAL, STATUS_UNSATISFIABLE = 200, 206, 416
 STATUS_GOOD_MAX, STATUS_FAILED_MIN = 299, 500
 REPLY_BYTES_MAX = 1024 * 1024
+REQUEST_BYTES = 1_024
+"""What the headers of a request and its answer take, about."""
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 # A request goes to the gateway that we know, whatever an address says: printable ASCII that
 # begins with one slash.
@@ -69,6 +71,8 @@ class Gateway:
         """`url` is its root, as `settings.is_http_url` says."""
         self._url = url.rstrip("/")
         self._client: httpx.AsyncClient | None = None
+        self.traffic_bytes = 0
+        """What was sent and received, headers estimated (`REQUEST_BYTES`)."""
 
     async def post(self, path: str, body: msgspec.Struct, reply: type[T]) -> T | GatewayFault:
         """Post a struct as JSON and read another one."""
@@ -106,11 +110,13 @@ class Gateway:
                     return GatewayFault(GATEWAY_ODD, "there is less than we have of it")
                 if response.status_code > STATUS_GOOD_MAX:
                     return _fault(response.status_code, await _bounded(response, REPLY_BYTES_MAX))
+                self.traffic_bytes += REQUEST_BYTES
                 begin = _first_byte(response)
                 if begin not in (0, offset):
                     return GatewayFault(GATEWAY_ODD, f"bytes from {begin}, asked from {offset}")
                 sink.begin(begin)
                 async for chunk in _chunks(response):
+                    self.traffic_bytes += len(chunk)
                     sink.write(chunk)
         except _FOREIGN_ERRORS as error:
             return _unreachable(error)
@@ -132,6 +138,7 @@ class Gateway:
                 answer = await _bounded(response, bytes_max)
         except _FOREIGN_ERRORS as error:
             return _unreachable(error)
+        self.traffic_bytes += REQUEST_BYTES + len(body or b"") + len(answer or b"")
         if not STATUS_OK <= response.status_code <= STATUS_GOOD_MAX:
             return _fault(response.status_code, answer)
         if answer is None:

@@ -31,6 +31,8 @@ LOOK_MS_MAX = 5_000
 CONNECT_MS_MIN = 1_000
 CONNECT_MS_MAX = 60_000
 BEAT_APART_MS = 1_000
+MESSAGE_BYTES = 150
+"""What subject, protocol and headers below it add to a message, about."""
 KEPT_MODELS_MAX = 64
 """More than any car has room for: what a control plane may make us hold."""
 
@@ -51,6 +53,11 @@ class GuardView(Protocol):
         """Why the car does not compute; empty is a permit."""
         ...
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether leases stand or may come."""
+        ...
+
     def held(self) -> tuple[HeldLease, ...]:
         """What a hello says of leases and attempts."""
         ...
@@ -60,8 +67,9 @@ class LinkHooks(msgspec.Struct, frozen=True):
     """What the link needs of the agent around it; none of it may raise or block.
 
     `take_grant` keeps a grant's inputs before the guard hears of it, `take_kept` where a model
-    that is to stay in memory comes from; `refused` hears that the bus does not accept the
-    credential. `start_session` and `stop_session` hear what gateways want.
+    that is to stay in memory comes from, `take_policy` what the fleet set for the car; `refused`
+    hears that the bus does not accept the credential. `start_session` and `stop_session` hear
+    what gateways want.
     """
 
     guard: GuardView
@@ -69,6 +77,7 @@ class LinkHooks(msgspec.Struct, frozen=True):
     capability: Callable[[], Capability]
     take_grant: Callable[[wire.Grant], None]
     take_kept: Callable[[wire.KeptModel], None]
+    take_policy: Callable[[bytes], None]
     refused: Callable[[], None]
     start_session: Callable[[wire.StartSession], None]
     stop_session: Callable[[LeaseId], None]
@@ -97,9 +106,14 @@ class Link:
         self._wake = asyncio.Event()
         self._cut_ms = 0
         self._greeting = Greeting(chance)
-        self._times = wire.Welcome(NO_EPOCH, "", 0, 0, 0, 0)
+        self._times = wire.Welcome(NO_EPOCH, "", 0, 0, 0, 0, 0)
         self._beat_ms = self._answered_ms = 0
         self._unanswered_ms: int | None = None
+        self._was_holding = False
+        self.traffic_bytes = 0
+        """What was sent and received over the bus, subjects and headers estimated."""
+        self.earned_micro = 0
+        """What the control plane says that the car has earned so far."""
         self._reported: tuple[Refusal, ...] = ()
         self._offered: Capability | None = None
         self._outbox = Outbox()
@@ -174,6 +188,7 @@ class Link:
             return
         try:
             self._bus.publish(subject, body)
+            self.traffic_bytes += MESSAGE_BYTES + len(body)
         except BusUnavailable as error:
             log.debug("message_not_sent", subject=subject, cause=str(error))
 
@@ -202,7 +217,8 @@ class Link:
         return min(due_ms)
 
     def _step_epoch(self, now_ms: int) -> list[int]:
-        if now_ms >= self._beat_ms + self._period_ms():
+        is_changed = self._was_holding != self._hooks.guard.is_holding
+        if is_changed or now_ms >= self._beat_ms + self._period_ms():
             self._beat(now_ms)
         self._send_receipts(self._outbox.take_due(now_ms))
         receipts_ms = self._outbox.due_ms()
@@ -210,8 +226,8 @@ class Link:
         return [beat_ms] if receipts_ms is None else [beat_ms, receipts_ms]
 
     def _period_ms(self) -> int:
-        is_permitting = not self._hooks.guard.refusals
-        period_ms = self._times.heartbeat_ms if is_permitting else self._times.heartbeat_refusing_ms
+        is_holding = self._hooks.guard.is_holding
+        period_ms = self._times.heartbeat_ms if is_holding else self._times.heartbeat_refusing_ms
         return max(1, period_ms)
 
     def _is_silent(self, now_ms: int) -> bool:
@@ -239,7 +255,8 @@ class Link:
         self._beat_ms = now_ms
         if self._unanswered_ms is None:
             self._unanswered_ms = now_ms
-        self._send(wire.Heartbeat(self.epoch, now_ms, not self._hooks.guard.refusals))
+        self._was_holding = self._hooks.guard.is_holding
+        self._send(wire.Heartbeat(self.epoch, now_ms, self._was_holding))
 
     def _send_receipts(self, receipts: Sequence[wire.Receipt]) -> None:
         if self.epoch:
@@ -251,7 +268,9 @@ class Link:
         if self._bus is None:
             return
         try:
-            self._bus.publish(wire.up_subject(self._vehicle_id), wire.ENCODER.encode(message))
+            body = wire.ENCODER.encode(message)
+            self._bus.publish(wire.up_subject(self._vehicle_id), body)
+            self.traffic_bytes += MESSAGE_BYTES + len(body)
         except BusUnavailable as error:
             log.debug("message_not_sent", kind=type(message).__name__, cause=str(error))
 
@@ -259,6 +278,7 @@ class Link:
 
     def receive(self, message: Message) -> None:
         """Take a message of the control plane."""
+        self.traffic_bytes += MESSAGE_BYTES + len(message.body)
         try:
             decoded: wire.ToVehicle = wire.TO_VEHICLE_DECODER.decode(message.body)
         except msgspec.MsgspecError as error:
@@ -300,8 +320,8 @@ class Link:
         self.epoch, self._times = message.epoch, message
         self._answered_ms = sent_ms
         self._unanswered_ms = None
-        times = (message.lease_ms, message.margin_ms)
-        self._submit(ev.LinkWelcomed(now_ms, message.epoch, sent_ms, *times))
+        terms = (message.lease_ms, message.margin_ms, message.asking_micro_per_hour_max)
+        self._submit(ev.LinkWelcomed(now_ms, message.epoch, sent_ms, *terms))
         # The leases count from the earliest hello; a heartbeat says more exactly, and tells the
         # control plane at once how often it will hear of us.
         self._beat(now_ms)
@@ -316,6 +336,7 @@ class Link:
             return
         self._unanswered_ms = None
         self._answered_ms = max(self._answered_ms, message.sent_ms)
+        self.earned_micro = message.earned_micro
         self._submit(ev.HeartbeatAnswered(now_ms, message.epoch, message.sent_ms))
 
     def _granted(self, message: wire.Grants) -> None:
@@ -347,6 +368,10 @@ class Link:
             self._hooks.take_kept(model)
         model_ids = tuple(model.model_id for model in models)
         self._submit(ev.WarmModelsChanged(self._clock.now_ms(), message.epoch, model_ids))
+
+    def _policy_set(self, message: wire.SetPolicy) -> None:
+        if message.epoch == self.epoch:
+            self._hooks.take_policy(message.policy)
 
     def _fenced(self, message: wire.Fenced) -> None:
         if message.epoch not in (NO_EPOCH, self.epoch):
@@ -418,6 +443,7 @@ def _end_if_cancelled() -> None:
 _RECEIVERS: dict[type, Callable[[Link, Any], None]] = {
     wire.HeartbeatAnswer: Link._heartbeat_answered,
     wire.Grants: Link._granted,
+    wire.SetPolicy: Link._policy_set,
     wire.KeepLoaded: Link._models_kept,
     wire.Acknowledge: Link._acknowledged,
     wire.Revoke: Link._revoked,

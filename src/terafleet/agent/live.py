@@ -11,7 +11,8 @@ from structlog.typing import FilteringBoundLogger
 
 from terafleet.agent.attempts import AttemptFigures, failure_named
 from terafleet.agent.deeds import Spawn
-from terafleet.agent.energy import CpuShares, EnergyEstimate
+from terafleet.agent.energy import CpuShares
+from terafleet.agent.meters import MeteredEnergy
 from terafleet.agent.ports import (
     Runtime,
     RuntimeFailure,
@@ -72,7 +73,7 @@ class LiveSurroundings(msgspec.Struct, frozen=True):
     runtime_of: Callable[[str], Runtime | None]
     is_granted: Callable[[LeaseId], bool]
     spawn: Spawn
-    energy: EnergyEstimate
+    energy: MeteredEnergy
     shares: CpuShares[object]
     figures: AttemptFigures
     token_ms: int = 0

@@ -142,6 +142,10 @@ class Performer:
     def _suspend_runtime(self, effect: fx.SuspendRuntime) -> None:
         """It was done before all else; see `perform`."""
 
+    def _resume_runtime(self, effect: fx.ResumeRuntime) -> None:
+        del effect
+        self._rooms.keeper.resume()
+
     def _kill_runtime(self, effect: fx.KillRuntime) -> None:  # noqa: ARG002 - it says nothing.
         for task in self._preparing:
             task.cancel()
@@ -163,6 +167,7 @@ _DEEDS: dict[type, Callable[[Performer, Any], None]] = {
     fx.StopAttempts: Performer._stop_attempts,
     fx.ForgetLease: Performer._forget_lease,
     fx.SuspendRuntime: Performer._suspend_runtime,
+    fx.ResumeRuntime: Performer._resume_runtime,
     fx.KillRuntime: Performer._kill_runtime,
     fx.ReportPermit: Performer._report_permit,
     fx.ForgetReceipts: Performer._forget_receipts,

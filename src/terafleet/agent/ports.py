@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
+from terafleet.core.isolation import SandboxReport as SandboxReport
 from terafleet.core.readings import Readings
 from terafleet.core.reasons import Failure
 
@@ -114,16 +115,6 @@ class RuntimeLoaded(msgspec.Struct, frozen=True):
     model_id: str
     load_ms: int
     memory_bytes: int
-
-
-class SandboxReport(msgspec.Struct, frozen=True):
-    """Which walls were checked to hold around the runtime; nothing else is claimed."""
-
-    has_no_network: bool
-    dies_with_agent: bool
-    cannot_gain_privileges: bool
-    has_limited_memory: bool
-    filesystem_read_only: bool
 
 
 class RuntimeUnavailable(Exception):

@@ -11,6 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from terafleet.agent.deeds import Spawn
 from terafleet.agent.ports import Runtime, RuntimeFailure, RuntimeUnavailable
+from terafleet.core.isolation import IsolationLevel, isolation_level
 from terafleet.core.reasons import Failure
 
 TURNS_TO_SETTLE = 10
@@ -42,6 +43,7 @@ class RuntimeKeeper:
         self._exited = exited
         self._spawn = spawn
         self._lives: dict[str, _Life] = {}
+        self._levels: dict[str, IsolationLevel] = {}
         self._dying: list[_Life] = []
 
     async def up(self, kind: str) -> Runtime | RuntimeFailure:
@@ -64,10 +66,21 @@ class RuntimeKeeper:
             return None
         return life.runtime
 
+    @property
+    def isolation(self) -> str:
+        """How well the kinds that have run are walled in, the worst of them; empty before any."""
+        levels = list(IsolationLevel)
+        return min(self._levels.values(), key=levels.index, default="")
+
     def suspend(self) -> None:
         """Take all of them off the processor, at once."""
         for life in self._lives.values():
             life.runtime.suspend()
+
+    def resume(self) -> None:
+        """Let all of them go on where they were."""
+        for life in self._lives.values():
+            life.runtime.resume()
 
     def kill(self) -> None:
         """End all of them; `exited` is called when the last one is gone, or now if none is up.
@@ -106,7 +119,9 @@ class RuntimeKeeper:
             log.warning("runtime_unavailable", kind=kind, cause=error.reason, detail=error.detail)
             self._forget(kind, life)
             return RuntimeFailure("", error.reason, error.detail)
-        log.info("runtime_started", kind=kind, report=report)
+        level = isolation_level(report)
+        self._levels[kind] = level
+        log.info("runtime_started", kind=kind, isolation=level, report=report)
         return None
 
     def _ended_by_itself(self, kind: str, life: _Life, detail: str) -> None:

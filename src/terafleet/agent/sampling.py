@@ -5,9 +5,11 @@ A sample a second, each written to the journal, would wear the flash for nothing
 
 from collections.abc import Callable
 
-from terafleet.core.policy import OwnerPolicy, refusals
+from terafleet.core.day_use import NOTHING_USED
+from terafleet.core.policy import OwnerPolicy
 from terafleet.core.readings import Readings
 from terafleet.core.reasons import Refusal
+from terafleet.core.refusal_rules import refusals
 
 SAMPLES_PER_STALE = 3
 """A sample is passed on at least so often within the time after which it would be stale."""
@@ -37,11 +39,17 @@ class Sampling:
 
     def _is_due(self, readings: Readings, passed: Readings) -> bool:
         age_ms = readings.at_ms - passed.at_ms
-        if age_ms >= self._policy.stale_ms // SAMPLES_PER_STALE:
+        if age_ms >= self._policy.giving_back.stale_ms // SAMPLES_PER_STALE:
             return True
         return self._judged(readings) != self._judged(passed)
 
     def _judged(self, readings: Readings) -> tuple[tuple[Refusal, ...], ...]:
-        """What the policy says at both of its levels; the guard alone knows which one holds."""
+        """What the policy says at both of its levels; the guard alone knows which one holds.
+
+        What was used today is the guard's to know, and the same for both samples.
+        """
         at_ms = readings.at_ms
-        return tuple(refusals(self._policy, readings, is_low, at_ms) for is_low in (True, False))
+        return tuple(
+            refusals(self._policy, readings, NOTHING_USED, is_low, at_ms)
+            for is_low in (True, False)
+        )

@@ -11,17 +11,25 @@ from structlog.typing import FilteringBoundLogger
 
 from terafleet import __version__
 from terafleet.agent.attempts import Attempts, Surroundings
+from terafleet.agent.consumption import Consumption
 from terafleet.agent.deeds import Deeds
 from terafleet.agent.deliveries import Deliveries
 from terafleet.agent.gateway import Gateway
+from terafleet.agent.history import AttemptRow, HistoryUnreadable, read_attempts
 from terafleet.agent.identity import Identity
 from terafleet.agent.inputs import LeasedInputs
 from terafleet.agent.link import Link, LinkHooks
 from terafleet.agent.live import LiveRuns, LiveSurroundings
+from terafleet.agent.meters import Meter, readings_meter
 from terafleet.agent.model_cache import ModelCache
 from terafleet.agent.model_disk import ModelDisk
+from terafleet.agent.owner_policy_files import OwnerPolicyFiles
+from terafleet.agent.page import OwnersPage, PageSources
 from terafleet.agent.performer import Performer, Rooms
+from terafleet.agent.place_clock import utc_offset_ms
 from terafleet.agent.ports import Runtime, VehicleInterface
+from terafleet.agent.readings_check import clean
+from terafleet.agent.readings_log import READINGS_FOLDER, ReadingsLog
 from terafleet.agent.results import ResultHooks
 from terafleet.agent.runtime_keeper import RuntimeKeeper
 from terafleet.agent.sampling import Sampling
@@ -30,9 +38,14 @@ from terafleet.agent.status import (
     STATUS_FILE,
     STATUS_S,
     AgentStatus,
+    DayOfEarning,
+    DayStatus,
     ModelStatus,
+    RefusalStatus,
     StatusFile,
+    caps_status,
     readings_status,
+    refusal_status,
 )
 from terafleet.bus.ports import Connect
 from terafleet.core import guard_events as ev
@@ -40,9 +53,12 @@ from terafleet.core.capability import Capability
 from terafleet.core.guard import Guard
 from terafleet.core.guard_effects import AnyGuardEffect, GuardState
 from terafleet.core.ids import ModelId, VehicleId
-from terafleet.core.policy import OwnerPolicy
+from terafleet.core.local_time import local_day
+from terafleet.core.policy import endpoint_paths
 from terafleet.core.readings import Readings
 from terafleet.core.reasons import Refusal
+from terafleet.core.standing import StandingRefusal, still_standing, what_ends
+from terafleet.core.units import MS_PER_S
 from terafleet.engine.clock import Clock, SystemClock
 from terafleet.engine.codec import Codec
 from terafleet.engine.engine import Engine, Shell
@@ -71,7 +87,8 @@ log: FilteringBoundLogger = structlog.get_logger()
 class Adapters(msgspec.Struct, frozen=True):
     """What stands between the agent and the world; `app` chooses it.
 
-    `vehicle` makes the vehicle's interface from the clock and from what cuts the link.
+    `vehicle` makes the vehicle's interface from the clock and from what cuts the link. `meters`
+    of the computer's energy come before what the readings say of its power.
     """
 
     store: Store
@@ -79,6 +96,7 @@ class Adapters(msgspec.Struct, frozen=True):
     gateway: Gateway
     runtimes: Mapping[str, Runtime]
     vehicle: Callable[[Clock, Callable[[int], None]], VehicleInterface]
+    meters: Sequence[Meter] = ()
 
 
 def guard_codec() -> Codec[ev.AnyGuardEvent, AnyGuardEffect]:
@@ -124,6 +142,9 @@ class Agent:
             self._engine.discard,
             self._deeds.spawn,
         )
+        self._policy_files = OwnerPolicyFiles(settings.data_folder, settings.policy)
+        self._policy_files.reload()
+        self._sampling = Sampling(self._policy_files.policy, self._readings_changed)
         self._attempts = Attempts(self._surroundings())
         hooks = LinkHooks(
             guard=self.guard,
@@ -131,6 +152,7 @@ class Agent:
             capability=self.capability,
             take_grant=self._take_grant,
             take_kept=self._take_kept,
+            take_policy=self._take_policy,
             refused=identity.renew_soon,
             start_session=lambda request: self._live.take_request(request),
             stop_session=lambda lease_id: self._live.unwanted(lease_id),
@@ -147,10 +169,14 @@ class Agent:
             self.link,
         )
         self._performer = Performer(rooms, self._engine.submit, self.clock, self._deeds.spawn)
-        self._sampling = Sampling(settings.policy, self._readings_changed)
+        self._consumption = Consumption(self._link_bytes)
+        self._recording = ReadingsLog(settings.data_folder / READINGS_FOLDER)
+        self._day = DayOfEarning()
+        self._standing: tuple[StandingRefusal, ...] = ()
         self._vehicle = adapters.vehicle(self.clock, self.link.cut)
         status_path = settings.data_folder / STATUS_FILE
         self._status = StatusFile(status_path, self.status, self.clock.now_ms)
+        self._page = OwnersPage(settings.page_port, self._page_sources())
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then leave cleanly. A bug in any part ends it and is raised."""
@@ -160,9 +186,10 @@ class Agent:
                 await self._begin()
                 others = [
                     group.create_task(self.link.run()),
-                    group.create_task(self._vehicle.run(self._sampling.take)),
+                    group.create_task(self._vehicle.run(self._sampled)),
                     group.create_task(self._identity.keep_fresh(self._adapters.gateway)),
-                    group.create_task(self._keep_status()),
+                    group.create_task(self._look_round()),
+                    group.create_task(self._page.run()),
                     group.create_task(self._deeds.watch()),
                 ]
                 await stop.wait()
@@ -176,12 +203,21 @@ class Agent:
             await self._deeds.stop()
             await self._keeper.stop()
             await self._adapters.gateway.close()
+            self._recording.flush()
             self._status.update()
 
-    def change_policy(self, policy: OwnerPolicy) -> None:
-        """The owner allows something else."""
-        self._sampling.change_policy(policy)
-        self._engine.submit(ev.PolicyChanged(self.clock.now_ms(), policy))
+    def reload_policy(self) -> None:
+        """Read the owner policy's files if they have changed; one with faults changes nothing."""
+        before = self._policy_files.faults
+        if self._policy_files.reload():
+            policy = self._policy_files.policy
+            self._sampling.change_policy(policy)
+            self._engine.submit(ev.PolicyChanged(self.clock.now_ms(), policy))
+            self._offer()
+            log.info("policy_changed")
+        faults = self._policy_files.faults
+        if faults and faults != before:
+            log.error("policy_refused", faults=faults)
 
     def capability(self) -> Capability:
         """What this car offers at this moment."""
@@ -192,6 +228,9 @@ class Agent:
             models=self._cache.models(),
             device=f"{platform.machine()}, {self._settings.runtime_threads} threads",
             loaded=tuple(map(ModelId, self._performer.loaded)),
+            kinds=self._policy_files.policy.work.kinds,
+            endpoints=endpoint_paths(self._policy_files.policy),
+            isolation=self._keeper.isolation,
         )
 
     def status(self) -> AgentStatus:
@@ -217,7 +256,32 @@ class Agent:
             models=models,
             readings=readings_status(self._sampling.newest),
             figures=self._attempts.figures,
+            energy=self._attempts.energy.figures(),
+            isolation_level=self._keeper.isolation,
+            standing=self._standing_status(),
+            today=self._today(),
+            earned_micro=self.link.earned_micro,
+            policy_faults=self._policy_files.faults,
+            caps=caps_status(self._policy_files.policy),
+            utc_offset_ms=self._utc_offset_ms(),
+            page_url=self._page.url,
         )
+
+    def _today(self) -> DayStatus:
+        day = local_day(self.clock.now_ms() + self._utc_offset_ms())
+        computer = self._policy_files.policy.terms.computer
+        return self._day.status(self.guard, self.link.earned_micro, computer, day)
+
+    def _utc_offset_ms(self) -> int:
+        """What the place's clock is ahead of UTC; this computer's, before the car says it."""
+        newest = self._sampling.newest
+        return newest.utc_offset_ms if newest else utc_offset_ms(self.clock.now_ms())
+
+    def _standing_status(self) -> tuple[RefusalStatus, ...]:
+        now_ms = self.clock.now_ms()
+        self._standing = still_standing(self._standing, self.guard.refusals, now_ms)
+        around = (self._policy_files.policy, self._sampling.newest, now_ms, self.guard.usage)
+        return tuple(refusal_status(one, what_ends(one.refusal, *around)) for one in self._standing)
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
@@ -228,6 +292,7 @@ class Agent:
             runtime_cpu_ms=self._keeper.cpu_ms,
             spawn=self._deeds.spawn,
             core_power_mw=self._settings.core_power_mw,
+            meters=(*self._adapters.meters, self._readings_meter()),
         )
 
     def _live_surroundings(self, vehicle_id: VehicleId) -> LiveSurroundings:
@@ -243,6 +308,9 @@ class Agent:
             figures=self._attempts.figures,
             token_ms=self._settings.session_token_ms,
         )
+
+    def _readings_meter(self) -> Meter:
+        return readings_meter(lambda: self._sampling.newest, self.clock.now_ms)
 
     def _result_hooks(self) -> ResultHooks:
         return ResultHooks(self._engine.submit, self._deliveries.expect_large, self.clock)
@@ -263,20 +331,27 @@ class Agent:
             # What a cut left between an acknowledgement and the deletion of its output.
             self._adapters.store.delete_blobs(OUTPUTS)
         now_ms = self.clock.now_ms()
-        started = ev.AgentStarted(now_ms, self._settings.policy, self._settings.slots)
+        settings, policy = self._settings, self._policy_files.policy
+        started = ev.AgentStarted(now_ms, policy, settings.slots, settings.computer_mw)
         self._engine.submit(started)
         await _until(lambda: self._engine.figures.groups > 0)
 
     async def _leave(self) -> None:
         """Give back what is held, hand in what is due, and say goodbye."""
+        self._tell_consumption(is_last=True)
         self._engine.submit(ev.AgentStopping(self.clock.now_ms()))
         try:
-            async with asyncio.timeout(LEAVE_S):
+            async with asyncio.timeout(self._patience_s()):
                 await _until(self._owes_nothing)
         except TimeoutError:
             log.warning("left_in_haste", receipts=self.link.receipts_waiting)
         if not self.guard.lease_ids:
             self.link.say_goodbye()
+
+    def _patience_s(self) -> float:
+        """How long a stop may take: work at hand may end where the owner lets it."""
+        giving = self._policy_files.policy.giving_back
+        return LEAVE_S + (giving.finish_ms + giving.stop_ms) / MS_PER_S
 
     def _owes_nothing(self) -> bool:
         has_stopped = Refusal.AGENT_STOPPING in self.guard.refusals
@@ -285,10 +360,44 @@ class Agent:
         is_handed_in = not self.guard.receipts() or not self.link.epoch
         return has_stopped and is_given_back and is_handed_in
 
-    async def _keep_status(self) -> None:
+    async def _look_round(self) -> None:
+        """What is looked at every second: the policy's files, what was consumed, the status."""
         while True:
+            self.reload_policy()
+            self._tell_consumption()
             self._status.update()
             await asyncio.sleep(STATUS_S)
+
+    def _tell_consumption(self, *, is_last: bool = False) -> None:
+        news = self._consumption.news(is_last=is_last)
+        if news is not None:
+            self._engine.submit(ev.Consumed(self.clock.now_ms(), *news))
+
+    def _link_bytes(self) -> int:
+        return self.link.traffic_bytes + self._adapters.gateway.traffic_bytes
+
+    def _sampled(self, readings: Readings) -> None:
+        """A sample was taken: what can't be true is missing."""
+        plausible = clean(readings)
+        self._recording.take(plausible)
+        self._sampling.take(plausible)
+        self._attempts.energy.take()
+
+    def _page_sources(self) -> PageSources:
+        return PageSources(self.status, self.clock.now_ms, self._read_attempts)
+
+    def _read_attempts(self, limit: int) -> list[AttemptRow] | HistoryUnreadable:
+        """For the owner's page: those of the last day; called in a thread."""
+        folder, since_ms = self._settings.data_folder, self.clock.now_ms() - DAY_MS
+        return read_attempts(folder, since_ms, limit, self.guard.lease_ids)
+
+    def _take_policy(self, body: bytes) -> None:
+        """The control plane set a policy for this car; the owner's own file is laid over it."""
+        try:
+            self._policy_files.keep_of_fleet(body)
+        except OSError as error:
+            log.warning("policy_not_kept", cause=error.strerror)
+        self.reload_policy()
 
     def _perform(self, effects: list[AnyGuardEffect]) -> None:
         self._performer.perform(effects)

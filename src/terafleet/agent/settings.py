@@ -1,5 +1,6 @@
 """What is set for one agent: a TOML file in its data folder, overridden by the command line."""
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,20 +9,17 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from terafleet.core.policy import OwnerPolicy, policy_faults
+from terafleet.agent.vehicle_settings import VehicleSettings, vehicle_faults
+from terafleet.core.policy import OwnerPolicy
+from terafleet.core.policy_faults import policy_faults
+from terafleet.core.policy_tables import PolicyFaults, laid_over, policy_from
 from terafleet.protocol.model_rules import RUNTIMES
 
 SETTINGS_FILE = "agent.toml"
 SETTINGS_BYTES_MAX = 65_536
 SLOTS_MAX = 64
-
-
-class VehicleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the readings come from; a relative `file` is looked for in the data folder."""
-
-    adapter: Literal["scripted"] = "scripted"
-    file: str = "timetable.toml"
-    sample_ms: int = 1_000
+PAGE_PORT = 8_611
+PORT_MAX = 65_535
 
 
 class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -31,6 +29,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     runtime, `models_mb_max` what all models together may take on the disk. `core_power_mw` is
     what one busy core draws: energy is estimated from it, not measured. `session_token_ms` is
     the least time between two tokens of a live session, for shows; 0 is as fast as they come.
+    `page_port` is where the owner's page is, on this computer alone; 0 is no page.
     """
 
     data_folder: Path
@@ -47,11 +46,13 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     policy: OwnerPolicy = OwnerPolicy()
     log_file: str = ""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    page_port: int = PAGE_PORT
 
     @property
-    def vehicle_file(self) -> Path:
-        """The file of the vehicle adapter."""
-        return self.data_folder / self.vehicle.file
+    def computer_mw(self) -> int:
+        """What the computer draws for work while all slots are busy, at the most."""
+        cores = min(os.cpu_count() or 1, self.slots * self.runtime_threads)
+        return self.core_power_mw * cores
 
 
 class SettingsRefused(msgspec.Struct, frozen=True):
@@ -65,7 +66,7 @@ def load_settings(
 ) -> AgentSettings | SettingsRefused:
     """The settings of `data_folder` with `overrides` laid over them, by the file's own names.
 
-    Tables (`vehicle`, `policy`) are overlaid name by name. A file that is not there says nothing.
+    Tables are overlaid name by name, at any depth. A file that is not there says nothing.
     """
     path = data_folder / SETTINGS_FILE
     try:
@@ -79,9 +80,13 @@ def load_settings(
         return SettingsRefused((f"{path} is larger than {SETTINGS_BYTES_MAX} bytes",))
     try:
         given = tomllib.loads(text.decode())
+        joined = laid_over(given, overrides or {})
+        policy = policy_from(joined.pop("policy", {}))
+        if isinstance(policy, PolicyFaults):
+            return SettingsRefused(tuple(f"policy.{fault}" for fault in policy.faults))
         # The runtime's process works in another folder, so paths must not depend on ours.
-        laid_over = {**_overlaid(given, overrides or {}), "data_folder": data_folder.absolute()}
-        settings = msgspec.convert(laid_over, AgentSettings, dec_hook=_path)
+        joined |= {"data_folder": data_folder.absolute(), "policy": policy}
+        settings = msgspec.convert(joined, AgentSettings, dec_hook=_path)
     except (ValueError, msgspec.ValidationError) as error:
         return SettingsRefused((f"{path}: {error}",))
     faults = settings_faults(settings)
@@ -90,11 +95,13 @@ def load_settings(
 
 def settings_faults(settings: AgentSettings) -> list[str]:
     """What is wrong with settings, in words; empty when nothing is."""
-    faults = policy_faults(settings.policy)
+    faults = [f"policy.{fault}" for fault in policy_faults(settings.policy)]
     if settings.gateway_url and not is_http_url(settings.gateway_url):
         faults.append("gateway_url must begin with http:// or https:// and name a host only")
     if not 1 <= settings.slots <= SLOTS_MAX:
         faults.append(f"slots must lie within 1 and {SLOTS_MAX}")
+    if not 0 <= settings.page_port <= PORT_MAX:
+        faults.append(f"page_port must lie within 0 and {PORT_MAX}")
     positive = ("runtime_threads", "memory_mb", "models_mb_max")
     faults += [f"{name} must be positive" for name in positive if getattr(settings, name) < 1]
     for name in ("core_power_mw", "session_token_ms"):
@@ -105,9 +112,7 @@ def settings_faults(settings: AgentSettings) -> list[str]:
         faults.append(f"runtimes must be some of {', '.join(RUNTIMES)}")
     elif "noop" in settings.runtimes and len(settings.runtimes) > 1:
         faults.append("the runtime noop, which is for tests, stands alone")
-    if settings.vehicle.sample_ms < 1:
-        faults.append("vehicle.sample_ms must be positive")
-    return faults
+    return faults + [f"vehicle.{fault}" for fault in vehicle_faults(settings.vehicle)]
 
 
 def is_http_url(text: str) -> bool:
@@ -120,17 +125,6 @@ def is_http_url(text: str) -> bool:
     is_bare = parts.path in ("", "/") and not parts.query and not parts.fragment
     is_named = bool(parts.hostname) and parts.username is None
     return parts.scheme in ("http", "https") and is_named and is_bare and is_port_good
-
-
-def _overlaid(given: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    joined = dict(given)
-    for name, value in overrides.items():
-        below = joined.get(name)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            joined[name] = {**below, **value}
-        else:
-            joined[name] = value
-    return joined
 
 
 def _path(wanted: type, value: object) -> object:

@@ -97,14 +97,13 @@ def _is_ready(client: httpx.Client) -> bool:
         return False
 
 
-def _toml(settings: Mapping[str, Any]) -> str:
-    """Settings of one level of tables as TOML; its scalars and lists are written as in JSON."""
+def _toml(settings: Mapping[str, Any], path: str = "") -> str:
+    """Settings and their tables as TOML; scalars and lists of them are written as in JSON."""
     tables = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
     scalars = {name: value for name, value in settings.items() if name not in tables}
     lines = [f"{name} = {msgspec.json.encode(value).decode()}" for name, value in scalars.items()]
-    for table, entries in tables.items():
-        lines.append(f"[{table}]")
-        lines += [f"{name} = {msgspec.json.encode(one).decode()}" for name, one in entries.items()]
+    for name, table in tables.items():
+        lines += [f"[{path}{name}]", _toml(table, f"{path}{name}.")]
     return "\n".join(lines) + "\n"
 
 
@@ -162,7 +161,9 @@ class LocalFleet:
         folder = self.car_folder(name)
         folder.mkdir(parents=True)
         self.write_timetable(name, timetable)
-        (folder / "agent.toml").write_text(_toml(settings), encoding="utf-8")
+        # Many cars on one computer would want the same port for their owners' pages.
+        text = _toml({"page_port": 0, **settings})
+        (folder / "agent.toml").write_text(text, encoding="utf-8")
         with self.admin() as admin:
             code = admin.create_code().code
         enrolment = asyncio.run(enrol(folder, self.url, code, name))

@@ -22,6 +22,7 @@ NOUNS = {
     "key": "Make, list and revoke API keys.",
     "model": "Add, list and remove the models that the fleet can run.",
     "vehicle": "Enrol, list and drain cars; run the agent in a car.",
+    "policy": "Explain what an owner allows, and what it would have earned.",
     "batch": "Submit batches, watch them, fetch their results.",
     "chat": "Talk with a model in the terminal.",
     "story": "Tell what happened to a batch, work unit, lease or car.",

@@ -28,13 +28,21 @@ def noun(name: str, summary: str) -> typer.Typer:
 
 
 def add_command(
-    app: typer.Typer, name: str, kind: type[T], run: Callable[[T], None], example: str
+    app: typer.Typer,
+    name: str,
+    kind: type[T],
+    run: Callable[[T], None],
+    example: str,
+    is_hidden: bool = False,
 ) -> None:
     """Add the command `name` to an app: it calls `run`, whose docstring is its help, with a `kind`.
 
-    The fields of `kind` are annotated as typer wants parameters to be.
+    The fields of `kind` are annotated as typer wants parameters to be. A hidden one works too.
     """
-    app.command(name, help=inspect.getdoc(run), epilog=f"Example: {example}")(_function(kind, run))
+    add = app.command(
+        name, help=inspect.getdoc(run), epilog=f"Example: {example}", hidden=is_hidden
+    )
+    add(_function(kind, run))
 
 
 def duration_s(text: str) -> int:

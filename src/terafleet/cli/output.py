@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import typer
@@ -22,8 +22,8 @@ _SIZES = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 _SPANS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
-def print_json(value: msgspec.Struct) -> None:
-    """Print a struct as JSON; the names of its fields are stable."""
+def print_json(value: msgspec.Struct | Mapping[str, Any]) -> None:
+    """Print a struct or table as JSON; the names of its fields are stable."""
     typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 

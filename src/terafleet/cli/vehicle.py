@@ -1,14 +1,20 @@
 """Commands about cars: what operators do with them, and how an agent runs in one."""
 
+import tomllib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from terafleet.cli.connection import Asking, admin_client
+from terafleet.cli.failure import CommandFailed
 from terafleet.cli.options import add_command, duration_s, noun
 from terafleet.cli.output import NONE, moment, print_json, print_table
 from terafleet.cli.vehicle_agent import register_agent
+from terafleet.cli.vehicle_doctor import register_doctor
+from terafleet.cli.vehicle_pause import register_pause
+from terafleet.cli.vehicle_status import register_status
 from terafleet.cli.words import refusals_in_words
 
 if TYPE_CHECKING:
@@ -34,6 +40,18 @@ class OneVehicle(Asking, frozen=True, kw_only=True):
     vehicle_id: Annotated[str, typer.Argument(metavar="ID", help="The car's id.")]
 
 
+class Policy(OneVehicle, frozen=True, kw_only=True):
+    """The options of `vehicle policy`."""
+
+    file: Annotated[
+        Path | None,
+        typer.Option("--set", metavar="FILE", help="Set the policy of this owner.toml."),
+    ] = None
+    is_cleared: Annotated[
+        bool, typer.Option("--clear", help="Take back what was set from here.")
+    ] = False
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands below `vehicle`."""
     vehicles = noun("vehicle", "Enrol, list and drain cars; run the agent in a car.")
@@ -45,7 +63,17 @@ def register(app: typer.Typer) -> None:
         ("remove", remove_vehicle),
     ):
         add_command(vehicles, name, OneVehicle, run, f"terafleet vehicle {name} {_EXAMPLE_ID}")
+    add_command(
+        vehicles,
+        "policy",
+        Policy,
+        vehicle_policy,
+        f"terafleet vehicle policy {_EXAMPLE_ID} --set owner.toml",
+    )
     register_agent(vehicles)
+    register_status(vehicles)
+    register_pause(vehicles)
+    register_doctor(vehicles)
     app.add_typer(vehicles)
 
 
@@ -89,6 +117,43 @@ def remove_vehicle(options: OneVehicle) -> None:
     To come back it needs a fresh code.
     """
     _change(options, lambda client: client.remove_vehicle, "is out of the fleet")
+
+
+def vehicle_policy(options: Policy) -> None:
+    """Show, set or clear the owner policy that a car gets from here.
+
+    What its owner writes into owner.toml in the car goes before it, name by name.
+    """
+    if options.file is not None and options.is_cleared:
+        raise typer.BadParameter("give --set or --clear, not both")
+    if options.is_cleared:
+        _change(options, lambda client: client.clear_vehicle_policy, "has no policy from here")
+        return
+    if options.file is None:
+        with admin_client(options) as client:
+            print_json(client.vehicle_policy(options.vehicle_id))
+        return
+    table = _policy_table(options.file)
+    _change(
+        options,
+        lambda client: lambda vehicle_id: client.set_vehicle_policy(vehicle_id, table),
+        "is told its policy",
+    )
+
+
+def _policy_table(path: Path) -> dict[str, Any]:
+    """A policy as its file has it. Raises CommandFailed."""
+    from terafleet.core.policy_tables import PolicyFaults, policy_from, written
+
+    try:
+        table: dict[str, Any] = written(tomllib.loads(path.read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise CommandFailed("policy_unreadable", f"{path} can't be read: {error}.") from error
+    found = policy_from(table)
+    if isinstance(found, PolicyFaults):
+        faults = "; ".join(map(str, found.faults))
+        raise CommandFailed("policy_refused", f"{path} is no owner policy: {faults}.")
+    return table
 
 
 def _change(

@@ -1,25 +1,20 @@
-"""Commands that are given in a car: enrol it, run its agent, show what the agent is about."""
+"""Commands that are given in a car: enrol it, and run its agent."""
 
 import asyncio
 import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from terafleet.cli.connection import URL_VARIABLE
 from terafleet.cli.failure import CommandFailed, extra_needed
+from terafleet.cli.first_steps import tell_how_to_go_on
 from terafleet.cli.options import add_command
-from terafleet.cli.output import NONE, moment, print_facts, print_json
-from terafleet.cli.words import refusals_in_words
 
-if TYPE_CHECKING:
-    from terafleet.agent.status import AgentStatus
-
-_MWH_PER_WH = 1_000
 _CODE_VARIABLE = "TERAFLEET_CODE"
 
 CarFolder = Annotated[
@@ -86,13 +81,6 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
 
-class Show(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of `vehicle show`."""
-
-    data: CarFolder
-    is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
-
-
 def register_agent(vehicles: typer.Typer) -> None:
     """Add the commands of the car to those below `vehicle`."""
     code = "abcde-fghjk-mnpqr-stuvw"
@@ -104,7 +92,6 @@ def register_agent(vehicles: typer.Typer) -> None:
         f"terafleet vehicle enrol --url http://fleet.example:8600 --code {code} --data car",
     )
     add_command(vehicles, "run", Run, run_agent, "terafleet vehicle run --data car")
-    add_command(vehicles, "show", Show, show_agent, "terafleet vehicle show --data car")
 
 
 def enrol_vehicle(options: Enrol) -> None:
@@ -123,8 +110,8 @@ def enrol_vehicle(options: Enrol) -> None:
     if isinstance(found, IdentityRefused):
         advice = found.advice
         raise CommandFailed(found.code, found.detail, advice[:1].upper() + advice[1:])
-    typer.echo(f"{found.vehicle_id} has joined the fleet. To run its agent:")
-    typer.echo(f"  terafleet vehicle run --data {options.data}")
+    typer.echo(f"{found.vehicle_id} has joined the fleet.")
+    tell_how_to_go_on(options.data)
 
 
 def run_agent(options: Run) -> None:
@@ -141,21 +128,6 @@ def run_agent(options: Run) -> None:
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - no shell is wanted.
 
 
-def show_agent(options: Show) -> None:
-    """Show what the agent in this car does, or why it does nothing."""
-    with extra_needed("agent"):
-        from terafleet.agent.status import read_status
-    status = read_status(options.data)
-    if status is None:
-        message = f"No agent has said anything in {options.data}."
-        advice = f"Start it with: terafleet vehicle run --data {options.data}"
-        raise CommandFailed("agent_silent", message, advice)
-    if options.is_json:
-        print_json(status)
-    else:
-        print_facts(facts_of(status, is_running(status.process_id)))
-
-
 def overrides_of(options: Run) -> dict[str, Any]:
     """What the command line says of the agent's settings, by the names of agent.toml."""
     given = {
@@ -166,34 +138,3 @@ def overrides_of(options: Run) -> dict[str, Any]:
     if options.timetable is not None:
         given["vehicle"] = {"file": str(options.timetable.absolute())}
     return given
-
-
-def facts_of(status: "AgentStatus", is_there: bool) -> list[tuple[str, str]]:
-    """What a person wants to know of an agent, by name."""
-    figures = status.figures
-    leases = ", ".join(f"lease-{lease_id}" for lease_id in status.lease_ids)
-    energy_wh = figures.energy_mwh / _MWH_PER_WH
-    return [
-        ("car", f"{status.name} ({status.vehicle_id})"),
-        ("agent", "running" if is_there else f"NOT RUNNING since {moment(status.at_ms)}"),
-        ("state", status.state),
-        ("why not", refusals_in_words(status.refusals) or NONE),
-        ("control plane", "connected" if status.is_connected else "NOT CONNECTED"),
-        ("leases", leases or NONE),
-        ("attempts", f"{status.attempts} running, {figures.finished} done"),
-        ("answers", f"{figures.answers}, {figures.answers_failed} of them errors"),
-        ("energy", f"{energy_wh:.1f} Wh (estimated)"),
-        ("models", ", ".join(model.name for model in status.models) or NONE),
-        ("as of", moment(status.at_ms)),
-    ]
-
-
-def is_running(process_id: int) -> bool:
-    """Whether a process of that number lives."""
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -1,21 +1,7 @@
 """Says in a person's words what the product says by name: refusals, reasons to wait, errors."""
 
+from terafleet.agent.standing_words import REFUSALS
 from terafleet.core.reasons import Refusal, Waiting
-
-REFUSALS = {
-    Refusal.READING_MISSING: "a sensor gives no reading",
-    Refusal.READING_STALE: "the readings are too old",
-    Refusal.NOT_PARKED: "the car is not parked",
-    Refusal.DRIVER_PRESENT: "somebody is in the car",
-    Refusal.UNPLUGGED: "the car is not plugged in",
-    Refusal.SOC_BELOW_FLOOR: "the battery is below what its owner allows",
-    Refusal.TEMPERATURE_HIGH: "it is too warm",
-    Refusal.OWNER_PAUSED: "the owner has paused it",
-    Refusal.SETTLING: "it waits whether all stays well",
-    Refusal.YIELDING: "it gives the car back to its owner",
-    Refusal.AGENT_STARTING: "the agent is starting",
-    Refusal.AGENT_STOPPING: "the agent is stopping",
-}
 
 WAITING = {
     Waiting.NO_VEHICLE_ONLINE: "no car is online",

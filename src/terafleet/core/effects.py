@@ -35,13 +35,17 @@ class Effect(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
 
 
 class WelcomeVehicle(Effect, frozen=True):
-    """Tell an agent its epoch, and for how long its leases stand without a word."""
+    """Tell an agent its epoch, for how long its leases stand without a word, and what is paid.
+
+    `asking_micro_per_hour_max` is what the owner's asking price is met up to.
+    """
 
     vehicle_id: VehicleId
     epoch: Epoch
     boot_id: str
     lease_ms: int
     margin_ms: int
+    asking_micro_per_hour_max: int
 
 
 class FenceVehicle(Effect, frozen=True):
@@ -94,6 +98,17 @@ class GrantSession(Effect, frozen=True):
     endpoint: str
     session_id: SessionId
     replaces: LeaseId
+
+
+class OfferPolicy(Effect, frozen=True):
+    """Tell a car the owner policy that was set for it; empty is none any more.
+
+    If it is lost, the next welcome brings it again.
+    """
+
+    vehicle_id: VehicleId
+    epoch: Epoch
+    policy: bytes
 
 
 class KeepLoaded(Effect, frozen=True):
@@ -270,6 +285,7 @@ FleetEffect = (
     | AskHello
     | GrantLease
     | GrantSession
+    | OfferPolicy
     | KeepLoaded
     | TellGranted
     | TellQueued

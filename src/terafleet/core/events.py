@@ -24,7 +24,7 @@ from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.core.settings import FleetSettings
 from terafleet.core.work import AttemptResult
 
-SCHEMA = 3
+SCHEMA = 4
 """The number of this vocabulary; a journal of another number is not replayed."""
 
 
@@ -113,6 +113,17 @@ class VehicleLeft(Event, frozen=True):
 
     vehicle_id: VehicleId
     epoch: Epoch
+
+
+class VehiclePolicySet(Event, frozen=True):
+    """The operator sets an owner policy for a car, as JSON; empty takes it back.
+
+    The car lays its owner's own file over it.
+    """
+
+    vehicle_id: VehicleId
+    policy: bytes
+    request_id: RequestId
 
 
 class VehicleDrained(Event, frozen=True):
@@ -245,17 +256,18 @@ class AttemptsReturned(Event, frozen=True):
 
     The receipt is named by the first of them (`ids.ReceiptId`). They lie stored together under
     `ids.output_name`, or a single large one in the car's own folder
-    (`ids.vehicle_outputs_folder`).
+    (`ids.vehicle_outputs_folder`). `asked_micro` is the least that the owner asks for them.
     """
 
     vehicle_id: VehicleId
     epoch: Epoch
     lease_id: LeaseId
     results: tuple[AttemptResult, ...]
+    asked_micro: int = 0
 
 
 class AttemptFailed(Event, frozen=True):
-    """A car tried a unit and could not do it."""
+    """A car tried a unit and could not do it; `asked_micro` is what the attempt took from it."""
 
     vehicle_id: VehicleId
     epoch: Epoch
@@ -264,10 +276,14 @@ class AttemptFailed(Event, frozen=True):
     failure: Failure
     detail: str
     energy_mwh: int
+    asked_micro: int = 0
 
 
 class LeaseReleased(Event, frozen=True):
-    """A car gave a lease back with work left; `energy_mwh` went into what is lost."""
+    """A car gave a lease back with work left.
+
+    `energy_mwh` and `asked_micro` went into what is lost.
+    """
 
     vehicle_id: VehicleId
     epoch: Epoch
@@ -275,6 +291,7 @@ class LeaseReleased(Event, frozen=True):
     ending: LeaseEnding
     detail: str
     energy_mwh: int
+    asked_micro: int = 0
 
 
 FleetEvent = (
@@ -288,6 +305,7 @@ FleetEvent = (
     | VehicleSilent
     | VehicleHeard
     | VehicleLeft
+    | VehiclePolicySet
     | VehicleDrained
     | ModelAdded
     | ModelRemoved

@@ -87,6 +87,7 @@ _HANDLERS: dict[type, Callable[[FleetState, Any], None]] = {
     ev.VehicleSilent: vehicles.vehicle_silent,
     ev.VehicleHeard: vehicles.vehicle_heard,
     ev.VehicleLeft: vehicles.vehicle_left,
+    ev.VehiclePolicySet: vehicles.policy_set,
     ev.VehicleDrained: vehicles.vehicle_drained,
     ev.ModelAdded: batches.model_added,
     ev.ModelRemoved: batches.model_removed,

@@ -14,7 +14,7 @@ from terafleet.core.fleet_batches import unit_failed, units_succeeded
 from terafleet.core.fleet_sessions import session_returned
 from terafleet.core.fleet_state import FleetState
 from terafleet.core.fleet_vehicles import current
-from terafleet.core.ids import SESSION_UNIT, WHOLE_LEASE, LeaseId, ModelId, ReceiptId, WorkUnitId
+from terafleet.core.ids import SESSION_UNIT, WHOLE_LEASE, LeaseId, ReceiptId, WorkUnitId
 from terafleet.core.matchmaking import Shape, VehicleGroup, lease_cost
 from terafleet.core.pricing import reward_micro
 from terafleet.core.reasons import Failure, LeaseEnding, UnitEnding
@@ -119,7 +119,7 @@ def attempts_returned(fleet: FleetState, event: ev.AttemptsReturned) -> None:
         _refuse_late(fleet, vehicle, lease_id, receipt_id)
         return
     if lease.session is not None:
-        session_returned(fleet, vehicle, lease, results[0])
+        session_returned(fleet, vehicle, lease, results[0], event.asked_micro)
         return
     fault = _count_fault(fleet, results)
     if fault:
@@ -130,7 +130,7 @@ def attempts_returned(fleet: FleetState, event: ev.AttemptsReturned) -> None:
             unit = fleet.units[result.unit_id]
             _fail_unit(fleet, vehicle, lease, unit, (Failure.OUTPUT_INCOMPLETE, fault))
         return
-    _account(fleet, vehicle, lease.model_id, results)
+    _account(fleet, vehicle, lease, event)
     units_succeeded(fleet, lease, results)
     for result in results:
         del lease.unit_ids[result.unit_id]
@@ -180,11 +180,11 @@ def _count_fault(fleet: FleetState, results: Sequence[AttemptResult]) -> str:
 
 
 def _account(
-    fleet: FleetState, vehicle: VehicleRecord, model_id: ModelId, results: Sequence[AttemptResult]
+    fleet: FleetState, vehicle: VehicleRecord, lease: LeaseRecord, event: ev.AttemptsReturned
 ) -> None:
     """Credit the car, and learn its speed: a moving average over about four receipts."""
     fleet.pardon(vehicle)
-    units = fleet.units
+    units, results, model_id = fleet.units, event.results, lease.model_id
     cost = tokens = energy_mwh = runtime_ms = 0
     for result in results:
         cost += units[result.unit_id].cost
@@ -194,7 +194,8 @@ def _account(
     vehicle.units_succeeded += len(results)
     vehicle.energy_mwh += energy_mwh
     vehicle.runtime_ms += runtime_ms
-    vehicle.reward_micro += reward_micro(fleet.settings.plan, energy_mwh, tokens)
+    earned_micro = reward_micro(fleet.settings.plan, energy_mwh, tokens)
+    vehicle.reward_micro += max(earned_micro, fleet.meet(lease, event.asked_micro))
     if runtime_ms > 0:
         seen = cost * 1_000 // runtime_ms
         known = vehicle.speeds.get(model_id, seen)
@@ -223,6 +224,7 @@ def attempt_failed(fleet: FleetState, event: ev.AttemptFailed) -> None:
     lease = fleet.leases.get(event.lease_id)
     is_the_cars = lease is not None and lease.vehicle_id == event.vehicle_id
     if lease is not None and is_the_cars and event.unit_id in lease.unit_ids:
+        vehicle.reward_micro += fleet.meet(lease, event.asked_micro)
         if lease.session is not None:
             _fail_session(fleet, vehicle, lease, event.failure)
             return
@@ -296,6 +298,7 @@ def lease_released(fleet: FleetState, event: ev.LeaseReleased) -> None:
     lease = fleet.leases.get(event.lease_id)
     if lease is None or lease.vehicle_id != event.vehicle_id:
         return
+    vehicle.reward_micro += fleet.meet(lease, event.asked_micro)
     if event.ending is not LeaseEnding.MODEL_UNAVAILABLE:
         fleet.lose_lease(lease, event.ending, fleet.now_ms)
         return

@@ -191,7 +191,11 @@ def queue_ended(fleet: FleetState, session_id: SessionId) -> None:
 
 
 def session_returned(
-    fleet: FleetState, vehicle: VehicleRecord, lease: LeaseRecord, result: AttemptResult
+    fleet: FleetState,
+    vehicle: VehicleRecord,
+    lease: LeaseRecord,
+    result: AttemptResult,
+    asked_micro: int,
 ) -> None:
     """A car has told the whole answer: it is credited, and the time that it took is learnt.
 
@@ -201,7 +205,8 @@ def session_returned(
     vehicle.energy_mwh += result.energy_mwh
     vehicle.runtime_ms += result.runtime_ms
     tokens = result.prompt_tokens + result.completion_tokens
-    vehicle.reward_micro += reward_micro(fleet.settings.plan, result.energy_mwh, tokens)
+    earned_micro = reward_micro(fleet.settings.plan, result.energy_mwh, tokens)
+    vehicle.reward_micro += max(earned_micro, fleet.meet(lease, asked_micro))
     if lease.session.only_spare:
         vehicle.canaries_answered += 1
     else:

@@ -18,6 +18,7 @@ from terafleet.core.ids import (
     WorkUnitId,
 )
 from terafleet.core.matchmaking import LEVELS, MatchmakingIndex, Shape, VehicleGroup
+from terafleet.core.pricing import met_micro
 from terafleet.core.reasons import LeaseEnding, Refused, Waiting
 from terafleet.core.records import (
     NOT_READY,
@@ -238,6 +239,17 @@ class FleetState:
         for unit_id in lease.unit_ids:
             self.requeue(self.units[unit_id])
         return vehicle
+
+    def meet(self, lease: LeaseRecord, asked_micro: int) -> int:
+        """What is paid of what an owner asks under a lease, in micro-units.
+
+        The plan's limit holds for all that is asked under the lease, by the time since its grant:
+        how long it worked a car could say as it likes, and receipts may come late and together.
+        """
+        held_ms = self.now_ms - lease.granted_ms
+        met = met_micro(self.settings.plan, lease.met_micro + asked_micro, held_ms)
+        before, lease.met_micro = lease.met_micro, max(met, lease.met_micro)
+        return lease.met_micro - before
 
     def count_loss(self, vehicle: VehicleRecord, reason: str, lost_ms: int) -> None:
         """One attempt of a car came to nothing, after so much time."""

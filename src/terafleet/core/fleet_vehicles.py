@@ -3,7 +3,7 @@
 from terafleet.core import events as ev
 from terafleet.core.capability import Capability
 from terafleet.core.deadlines import DeadlineKind
-from terafleet.core.effects import AskHello, FenceVehicle, RevokeLease, WelcomeVehicle
+from terafleet.core.effects import AskHello, FenceVehicle, OfferPolicy, RevokeLease, WelcomeVehicle
 from terafleet.core.fleet_state import FleetState
 from terafleet.core.ids import Epoch, LeaseId, VehicleId, WorkUnitId
 from terafleet.core.reasons import LeaseEnding, Refused
@@ -52,6 +52,23 @@ def vehicle_removed(fleet: FleetState, event: ev.VehicleRemoved) -> None:
     fleet.answer(event.request_id)
 
 
+def policy_set(fleet: FleetState, event: ev.VehiclePolicySet) -> None:
+    """Keep an owner policy for a car, and tell the car if it is there."""
+    vehicle = fleet.vehicles.get(event.vehicle_id)
+    if vehicle is None:
+        fleet.answer(event.request_id, Refused.VEHICLE_UNKNOWN, "no such vehicle")
+        return
+    vehicle.policy = event.policy
+    if vehicle.epoch:
+        _offer_policy(fleet, vehicle)
+    fleet.answer(event.request_id)
+
+
+def _offer_policy(fleet: FleetState, vehicle: VehicleRecord) -> None:
+    if vehicle.policy is not None:
+        fleet.effects.append(OfferPolicy(vehicle.vehicle_id, vehicle.epoch, vehicle.policy))
+
+
 def vehicle_drained(fleet: FleetState, event: ev.VehicleDrained) -> None:
     """Grant a car nothing new, or again."""
     vehicle = fleet.vehicles.get(event.vehicle_id)
@@ -86,8 +103,10 @@ def vehicle_connected(fleet: FleetState, event: ev.VehicleConnected) -> None:
             event.boot_id,
             settings.lease_ms,
             settings.margin_ms,
+            settings.plan.asking_micro_per_hour_max,
         )
     )
+    _offer_policy(fleet, vehicle)
     _set_capability(fleet, vehicle, event.capability)
     _reconcile(fleet, vehicle, event.held)
     fleet.recount(vehicle)

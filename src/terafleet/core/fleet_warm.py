@@ -6,7 +6,7 @@ that found no more cars looks only at those that have changed since.
 """
 
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 
 from terafleet.core import events as ev
 from terafleet.core.admission import admission_refusal
@@ -161,7 +161,7 @@ def _candidates(fleet: FleetState, record: WarmRecord) -> Iterable[VehicleId]:
     shape = fleet.index.shape(fleet.models[record.model_id])
     look = LOOK_MAX + record.slots - record.slots_chosen
     found: list[VehicleId] = []
-    for group in fleet.index.feasible(shape):
+    for group in chain(*fleet.index.feasible_tiers(shape)):
         able = (one for one in group.present if may_take(fleet, record, one))
         found += islice(able, look)
     return found

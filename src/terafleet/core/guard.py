@@ -10,79 +10,87 @@ from typing import Any
 import msgspec
 
 from terafleet.core import guard_events as ev
+from terafleet.core.capability import BATCH, LIVE
+from terafleet.core.day_use import DayUse
 from terafleet.core.events import HeldLease
+from terafleet.core.guard_accounts import CarAccounts, CarBook, CarSpending, Share
 from terafleet.core.guard_effects import (
     AnyGuardEffect,
     ForgetLease,
     ForgetReceipts,
     GuardState,
-    KillRuntime,
-    PrepareModel,
     ReportLoadFailure,
-    ReportPermit,
+    ResumeRuntime,
     SendReceipt,
     SuspendRuntime,
 )
 from terafleet.core.guard_leases import CarLease, CarLeases
+from terafleet.core.guard_models import CarModels
+from terafleet.core.guard_owner import OwnerSide
+from terafleet.core.guard_permit import Permit
 from terafleet.core.guard_receipts import (
     ReceiptBook,
     receipt_of_ending,
     receipt_of_failure,
     receipt_of_results,
 )
-from terafleet.core.ids import Epoch, LeaseId, ModelId
-from terafleet.core.policy import OwnerPolicy, refusals
-from terafleet.core.readings import Readings
+from terafleet.core.guard_yield import ShortStops
+from terafleet.core.ids import SESSION_UNIT, Epoch, LeaseId, ReceiptId
+from terafleet.core.policy import allows_work
 from terafleet.core.reasons import LeaseEnding, Refusal
-
-WARM_AGAIN_MS = 10_000
-"""How long models that are only kept stay away after the runtime ended by itself.
-
-One that ends it each time shall not keep the car busy; what a lease needs is loaded at once.
-"""
 
 
 class _Image(msgspec.Struct, frozen=True):
-    """What outlives the agent's process: who must still be told what."""
+    """What outlives the agent's process: who must still be told what, and what was used."""
 
     leases: list[LeaseId]
     receipts: list[SendReceipt]
+    book: CarBook = CarBook()
+    stops_ms: list[int] = []
+
+
+_NOTHING = _Image([], [])
 
 
 class Guard:
     """The car's machine; see `core.machine.Machine` for what it keeps to."""
 
     def __init__(self, image: bytes | None = None) -> None:
-        restored = msgspec.msgpack.decode(image, type=_Image) if image else _Image([], [])
-        self._policy = OwnerPolicy()
-        self._readings: Readings | None = None
-        self._state = GuardState.REFUSING
-        self._refusals: tuple[Refusal, ...] = (Refusal.AGENT_STARTING,)
-        self._is_stopping = False
-        self._settled_ms = 0
-        self._kill_again_ms = 0
-        self._is_runtime_up = False
-        self._models: dict[ModelId, bool] = {}
-        self._warm: dict[ModelId, None] = {}
-        self._warm_from_ms = 0
+        restored = msgspec.msgpack.decode(image, type=_Image) if image else _NOTHING
+        self._accounts = CarAccounts(restored.book)
+        self._permit = Permit(self._accounts)
         self._epoch = Epoch(0)
         self._lease_ms = self._margin_ms = 0
         self._leases_end_ms = 0
         self._receipts = ReceiptBook(restored.receipts)
         self._effects: list[AnyGuardEffect] = []
         self._leases = CarLeases(self._tell, restored.leases)
+        self._models = CarModels(self._tell)
+        self._owner = OwnerSide(
+            self._permit,
+            ShortStops(restored.stops_ms),
+            self._leases,
+            self._models,
+            self._tell,
+            self._give_back,
+        )
 
     # What the shell may read.
 
     @property
     def state(self) -> GuardState:
         """What the guard is about."""
-        return self._state
+        return self._owner.state
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
         """Why the car does not compute; empty is a permit."""
-        return self._refusals
+        return self._owner.refusals
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether leases stand or may come: then the control plane must hear of the car often."""
+        return not self.refusals or len(self._leases) > 0
 
     @property
     def epoch(self) -> Epoch:
@@ -98,6 +106,16 @@ class Guard:
     def lease_ids(self) -> tuple[LeaseId, ...]:
         """The leases that stand."""
         return self._leases.ids
+
+    @property
+    def usage(self) -> DayUse:
+        """What compute has taken of the day's caps."""
+        return self._accounts.usage
+
+    @property
+    def spending(self) -> CarSpending:
+        """What compute took and asked on the latest day."""
+        return self._accounts.spending
 
     @property
     def leases_end_ms(self) -> int:
@@ -120,134 +138,99 @@ class Guard:
     def handle(self, *events: ev.AnyGuardEvent) -> list[AnyGuardEffect]:
         """Take facts in their order and return what is to be done."""
         for event in events:
+            # The time between two processes is nobody's work.
+            if type(event) is not ev.AgentStarted:
+                working = self._leases.running if self._owner.is_computing else 0
+                self._accounts.advance(event.at_ms, working)
             _HANDLERS[type(event)](self, event)
         effects, self._effects = self._effects, []
         return effects
 
     def next_deadline_ms(self) -> int | None:
         """When time alone changes something."""
-        deadlines = []
-        if self._state is GuardState.SETTLING:
-            deadlines.append(self._settled_ms)
-        if self._state is GuardState.YIELDING:
-            deadlines.append(self._kill_again_ms)
-        if self._readings is not None and Refusal.READING_STALE not in self._refusals:
-            deadlines.append(self._readings.at_ms + self._policy.stale_ms + 1)
+        owner_ms = self._owner.deadline_ms()
+        deadlines = [] if owner_ms is None else [owner_ms]
         if self._leases and self._epoch:
             deadlines.append(self._leases_end_ms)
-        if self._state is GuardState.PERMITTING and not self._warm.keys() <= self._models.keys():
-            deadlines.append(self._warm_from_ms)
+        warm_ms = self._models.warm_due_ms()
+        if self._owner.is_permitting and warm_ms is not None:
+            deadlines.append(warm_ms)
         return min(deadlines, default=None)
 
     def snapshot(self) -> bytes:
-        """Leases and receipts; all else begins anew with the agent's process."""
-        return msgspec.msgpack.encode(_Image(list(self._leases.ids), self._receipts.all()))
+        """Leases, receipts and accounts; all else begins anew with the agent's process."""
+        leases, receipts = list(self._leases.ids), self._receipts.all()
+        stops_ms = self._owner.stops.lengths_ms()
+        return msgspec.msgpack.encode(_Image(leases, receipts, self._accounts.book(), stops_ms))
 
     def check_invariants(self) -> None:
         """Assert what must always hold."""
         self._leases.check_invariants()
-        assert not self.running or self._state is GuardState.PERMITTING
-        assert not self.running or self._is_runtime_up
-        assert not self._models or self._is_runtime_up
+        self._models.check_invariants()
+        state, keeps_leases = self._owner.state, self._owner.keeps_leases
+        assert not self.running or (keeps_leases and self._models.is_runtime_up)
+        assert not self._leases or keeps_leases or not self._leases.slots
         has_the_car = (GuardState.PERMITTING, GuardState.YIELDING)
-        assert not self._is_runtime_up or self._state in has_the_car
-        assert (self._state is GuardState.PERMITTING) == (not self._refusals)
-        assert not self._leases or self._state is GuardState.PERMITTING or not self._leases.slots
+        assert not self._models.is_runtime_up or state in has_the_car
+        assert (state is GuardState.PERMITTING) == (not self.refusals)
 
     # The process.
 
     def _agent_started(self, event: ev.AgentStarted) -> None:
         self._forget_process()
-        self._policy = event.policy
+        self._permit.begin(event.policy, event.computer_mw, event.at_ms)
         self._leases.forget_process(event.slots)
         self._effects.extend(self._receipts.all())
-        self._give_back(LeaseEnding.AGENT_RESTARTED)
+        self._owner.give_back(LeaseEnding.AGENT_RESTARTED)
         self._judge(event.at_ms)
 
     def _forget_process(self) -> None:
         """Of the process before, nothing is true any more but its leases and receipts."""
-        self._readings = None
-        self._state = GuardState.REFUSING
-        self._refusals = (Refusal.AGENT_STARTING,)
-        self._is_stopping = self._is_runtime_up = False
-        self._models.clear()
-        self._warm.clear()
-        self._warm_from_ms = 0
+        self._owner.forget_process()
+        self._models.forget_process()
         self._epoch, self._leases_end_ms = Epoch(0), 0
 
     def _agent_stopping(self, event: ev.AgentStopping) -> None:
-        self._is_stopping = True
+        self._permit.is_stopping = True
         self._judge(event.at_ms)
 
     def _time_advanced(self, event: ev.GuardTimeAdvanced) -> None:
         now_ms = event.at_ms
         if self._leases and self._epoch and now_ms >= self._leases_end_ms:
-            self._give_back(LeaseEnding.LINK_SILENT)
-        if self._state is GuardState.YIELDING and now_ms >= self._kill_again_ms:
-            self._kill(now_ms)
+            self._owner.give_back(LeaseEnding.LINK_SILENT)
         self._judge(now_ms)
 
     # The owner.
 
     def _readings_changed(self, event: ev.ReadingsChanged) -> None:
-        self._readings = event.readings
+        self._permit.read(event.readings, event.at_ms)
         self._judge(event.at_ms)
 
     def _policy_changed(self, event: ev.PolicyChanged) -> None:
-        self._policy = event.policy
+        self._permit.change_policy(event.policy, event.at_ms)
+        self._judge(event.at_ms)
+
+    def _consumed(self, event: ev.Consumed) -> None:
+        self._accounts.flash_written(event.flash_bytes)
+        self._accounts.link_used(event.link_bytes, event.at_ms)
         self._judge(event.at_ms)
 
     def _judge(self, now_ms: int) -> None:
-        """Bring the state in line with policy and readings."""
-        is_permitting = self._state is GuardState.PERMITTING
-        found = refusals(self._policy, self._readings, is_permitting, now_ms)
-        if self._is_stopping:
-            found = (Refusal.AGENT_STOPPING, *found)
-        if is_permitting and found:
-            self._yield(found, now_ms)
-        elif self._state is GuardState.YIELDING:
-            self._enter(GuardState.YIELDING, (Refusal.YIELDING, *found))
-        elif found:
-            self._enter(GuardState.REFUSING, found)
-        elif not is_permitting:
-            self._settle(now_ms)
-        self._keep_warm(now_ms)
-
-    def _settle(self, now_ms: int) -> None:
-        if self._state is not GuardState.SETTLING:
-            self._settled_ms = now_ms + self._policy.settle_ms
-        if now_ms >= self._settled_ms:
-            self._enter(GuardState.PERMITTING, ())
-        else:
-            self._enter(GuardState.SETTLING, (Refusal.SETTLING,))
-
-    def _yield(self, found: tuple[Refusal, ...], now_ms: int) -> None:
-        """Give the car back: off the processor first, all else after."""
-        if self._is_runtime_up:
-            self._effects.append(SuspendRuntime())
-        self._give_back(_ending_for(found))
-        if self._is_runtime_up:
-            self._kill(now_ms)
-            self._enter(GuardState.YIELDING, (Refusal.YIELDING, *found))
-        else:
-            self._enter(GuardState.REFUSING, found)
-
-    def _kill(self, now_ms: int) -> None:
-        self._kill_again_ms = now_ms + max(1, self._policy.release_ms)
-        self._effects.append(KillRuntime())
-
-    def _enter(self, state: GuardState, found: tuple[Refusal, ...]) -> None:
-        if (state, found) != (self._state, self._refusals):
-            self._state, self._refusals = state, found
-            self._effects.append(ReportPermit(state, found))
+        """See what the owner allows, and do what it lets the car do."""
+        self._owner.judge(now_ms)
+        if self._owner.is_permitting:
+            self._models.keep_warm(now_ms)
+            self._start_attempts(now_ms)
 
     # The link.
 
     def _link_welcomed(self, event: ev.LinkWelcomed) -> None:
         self._epoch = event.epoch
         # What is to stay in memory is told anew with each epoch.
-        self._warm.clear()
+        self._models.want_warm(())
         self._lease_ms, self._margin_ms = event.lease_ms, event.margin_ms
+        self._permit.meet_up_to(event.asking_micro_per_hour_max)
+        self._judge(event.at_ms)
         self._renew(event.sent_ms, event.at_ms)
 
     def _heartbeat_answered(self, event: ev.HeartbeatAnswered) -> None:
@@ -266,9 +249,10 @@ class Guard:
     def _link_fenced(self, event: ev.LinkFenced) -> None:
         if event.epoch in (self._epoch, 0):
             for lease in self._leases:
-                self._leases.drop(lease)
-            self._warm.clear()
+                self._drop(lease)
+            self._models.want_warm(())
             self._epoch, self._leases_end_ms = Epoch(0), 0
+            self._look_on(event.at_ms)
 
     def _receipts_acknowledged(self, event: ev.ReceiptsAcknowledged) -> None:
         gone = self._receipts.acknowledge(event.receipts)
@@ -282,118 +266,152 @@ class Guard:
             return
         replaced = self._leases.get(event.replaces)
         if replaced is not None:
-            self._leases.drop(replaced)
-        if self._state is not GuardState.PERMITTING:
+            self._drop(replaced)
+        refused = self._refused_grant(event)
+        if refused is not None:
             self._effects.append(ForgetLease(event.lease_id))
-            self._write_ending(event.lease_id, LeaseEnding.NOT_PERMITTED)
+            self._write_ending(event.lease_id, refused)
+            self._look_on(event.at_ms)
             return
         units = [unit.unit_id for unit in event.units]
         self._leases.add(CarLease(event.lease_id, event.model_id, event.endpoint, units))
-        self._prepare(event.model_id)
+        self._models.prepare(event.model_id)
         self._start_attempts(event.at_ms)
+
+    def _refused_grant(self, event: ev.LeaseGranted) -> LeaseEnding | None:
+        """Why the car does not take a grant; the fleet may not know yet what the owner wants."""
+        if not self._owner.is_permitting:
+            return LeaseEnding.NOT_PERMITTED
+        is_session = any(unit.unit_id == SESSION_UNIT for unit in event.units[:1])
+        kind = LIVE if is_session else BATCH
+        is_wanted = allows_work(self._permit.policy, kind, event.endpoint)
+        return None if is_wanted else LeaseEnding.WORK_UNWANTED
 
     def _lease_revoked(self, event: ev.LeaseRevoked) -> None:
         lease = self._leases.get(event.lease_id)
         if lease is not None:
-            self._leases.drop(lease)
+            self._drop(lease)
             self._start_attempts(event.at_ms)
+            self._look_on(event.at_ms)
 
-    def _give_back(self, ending: LeaseEnding) -> None:
-        for lease in self._leases:
-            self._leases.drop(lease)
-            self._write_ending(lease.lease_id, ending)
+    def _drop(self, lease: CarLease) -> None:
+        """The control plane has ended a lease; nobody waits for a word of what it took."""
+        if lease.is_running:
+            share = self._share_of(lease)
+            self._accounts.owe(share, self._permit.energy_mwh(share.ms))
+        self._leases.drop(lease)
 
-    def _write_ending(self, lease_id: LeaseId, ending: LeaseEnding, detail: str = "") -> None:
-        receipt = receipt_of_ending(lease_id, ending, detail)
+    def _look_on(self, now_ms: int) -> None:
+        """A car that is being given back may have nothing left to wait for."""
+        if self._owner.state is GuardState.YIELDING:
+            self._judge(now_ms)
+
+    def _give_back(self, lease: CarLease, ending: LeaseEnding, detail: str = "") -> None:
+        """What an attempt at hand took from the owner is asked for, although nothing came of it."""
+        if ending is LeaseEnding.LINK_SILENT:
+            # The control plane will have ended it too before it hears of this.
+            self._drop(lease)
+            self._write_ending(lease.lease_id, ending, detail)
+            return
+        spent_micro = 0
+        if lease.is_running:
+            share = self._share_of(lease)
+            spent_micro = self._accounts.made_good(share, self._permit.energy_mwh(share.ms))
+        self._leases.drop(lease)
+        self._write_ending(lease.lease_id, ending, detail, spent_micro)
+
+    def _write_ending(
+        self, lease_id: LeaseId, ending: LeaseEnding, detail: str = "", asked_micro: int = 0
+    ) -> None:
+        receipt = receipt_of_ending(lease_id, ending, detail, asked_micro)
         self._effects.append(self._receipts.write(receipt))
 
     # Models and attempts.
 
     def _warm_models_changed(self, event: ev.WarmModelsChanged) -> None:
         if self._is_current(event.epoch):
-            self._warm = dict.fromkeys(event.model_ids)
-            self._keep_warm(event.at_ms)
-
-    def _keep_warm(self, now_ms: int) -> None:
-        """While the car permits, load what is to stay in memory, whether or not it is needed."""
-        if self._state is GuardState.PERMITTING and now_ms >= self._warm_from_ms:
-            for model_id in self._warm:
-                self._prepare(model_id)
-
-    def _prepare(self, model_id: ModelId) -> None:
-        if model_id not in self._models:
-            self._models[model_id] = False
-            self._is_runtime_up = True
-            self._effects.append(PrepareModel(model_id))
+            self._models.want_warm(event.model_ids)
+            if self._owner.is_permitting:
+                self._models.keep_warm(event.at_ms)
 
     def _model_ready(self, event: ev.ModelReady) -> None:
-        if event.model_id in self._models:
-            self._models[event.model_id] = True
+        if self._models.ready(event.model_id):
             self._start_attempts(event.at_ms)
 
     def _model_unavailable(self, event: ev.ModelUnavailable) -> None:
-        self._models.pop(event.model_id, None)
-        if event.model_id in self._warm:
-            # Else it would be tried again and again.
-            del self._warm[event.model_id]
+        if self._models.unavailable(event.model_id):
             self._effects.append(ReportLoadFailure(event.model_id, event.failure, event.detail))
         detail = f"{event.failure}: {event.detail}"
         for lease in self._leases:
             if lease.model_id == event.model_id:
-                self._leases.drop(lease)
-                self._write_ending(lease.lease_id, LeaseEnding.MODEL_UNAVAILABLE, detail)
+                self._give_back(lease, LeaseEnding.MODEL_UNAVAILABLE, detail)
+        self._start_attempts(event.at_ms)
+        self._look_on(event.at_ms)
 
     def _runtime_exited(self, event: ev.RuntimeExited) -> None:
         """The runtime is gone; attempts that ran end by their own `AttemptBroke`."""
-        self._is_runtime_up = False
-        self._models.clear()
-        if self._state is GuardState.YIELDING:
-            self._state = GuardState.REFUSING
+        self._models.runtime_gone()
+        if self._owner.runtime_exited():
             self._judge(event.at_ms)
         else:
-            self._warm_from_ms = event.at_ms + WARM_AGAIN_MS
+            self._models.warm_later(event.at_ms)
         for lease in self._leases:
-            self._prepare(lease.model_id)
+            self._models.prepare(lease.model_id)
 
     def _start_attempts(self, now_ms: int) -> None:
-        if self._state is GuardState.PERMITTING and now_ms < self._leases_end_ms:
-            self._leases.start(self._models.get)
+        is_due = self._leases.waiting and self._owner.is_permitting
+        if is_due and now_ms < self._leases_end_ms:
+            self._leases.start(self._models.is_loaded, now_ms, self._accounts.each)
 
     def _attempts_finished(self, event: ev.AttemptsFinished) -> None:
-        receipt = receipt_of_results(event)
-        unit_ids = [result.unit_id for result in event.results]
+        results = event.results
+        unit_ids = [result.unit_id for result in results]
         lease = self._leases.on_slot(event.lease_id, unit_ids)
         if lease is None:
-            key = (receipt.lease_id, receipt.receipt_id)
+            key = (event.lease_id, ReceiptId(unit_ids[0]))
             self._effects.append(ForgetReceipts((key,)))
             return
         for unit_id in unit_ids:
             del lease.units[unit_id]
-        self._effects.append(self._receipts.write(receipt))
+        energy_mwh = sum([result.energy_mwh for result in results])
+        asked_micro = self._accounts.paid(self._share_of(lease), energy_mwh, len(results))
+        self._effects.append(self._receipts.write(receipt_of_results(event, asked_micro)))
+        self._models.learn(lease.model_id, results[-1].runtime_ms)
+        lease.began_ms = event.at_ms
         if not lease.units:
             self._leases.leave_slot(lease)
             self._start_attempts(event.at_ms)
+        elif self._owner.is_finishing:
+            self._give_back(lease, self._owner.ending)
+        self._look_on(event.at_ms)
 
     def _attempt_broke(self, event: ev.AttemptBroke) -> None:
         lease = self._leases.on_slot(event.lease_id, (event.unit_id,))
+        asked_micro = 0
         if lease is not None:
+            asked_micro = self._accounts.made_good(self._share_of(lease), event.energy_mwh)
             del lease.units[event.unit_id]
             self._leases.leave_slot(lease)
         if lease is not None or event.energy_mwh:
-            self._effects.append(self._receipts.write(receipt_of_failure(event)))
+            self._effects.append(self._receipts.write(receipt_of_failure(event, asked_micro)))
+        if lease is not None and lease.units and self._owner.is_finishing:
+            self._give_back(lease, self._owner.ending)
         self._start_attempts(event.at_ms)
+        self._look_on(event.at_ms)
 
-    def _tell(self, effect: AnyGuardEffect) -> None:
-        self._effects.append(effect)
+    def _share_of(self, lease: CarLease) -> Share:
+        """What has come to the lease since it was asked for last."""
+        mark, lease.mark = lease.mark, self._accounts.each
+        return lease.mark.since(mark)
+
+    def _tell(self, effect: AnyGuardEffect, *, is_first: bool = False) -> None:
+        if is_first:
+            # What an earlier event of the group had resumed must not go on after all.
+            self._effects = [one for one in self._effects if type(one) not in _TURNS]
+        self._effects.insert(0 if is_first else len(self._effects), effect)
 
 
-def _ending_for(found: tuple[Refusal, ...]) -> LeaseEnding:
-    if Refusal.AGENT_STOPPING in found:
-        return LeaseEnding.AGENT_STOPPED
-    if Refusal.DRIVER_PRESENT in found or Refusal.NOT_PARKED in found:
-        return LeaseEnding.OWNER_RETURNED
-    return LeaseEnding.CONDITIONS_CHANGED
-
+_TURNS = (SuspendRuntime, ResumeRuntime)
 
 _HANDLERS: dict[type, Callable[[Guard, Any], None]] = {
     ev.AgentStarted: Guard._agent_started,
@@ -401,6 +419,7 @@ _HANDLERS: dict[type, Callable[[Guard, Any], None]] = {
     ev.GuardTimeAdvanced: Guard._time_advanced,
     ev.ReadingsChanged: Guard._readings_changed,
     ev.PolicyChanged: Guard._policy_changed,
+    ev.Consumed: Guard._consumed,
     ev.LinkWelcomed: Guard._link_welcomed,
     ev.HeartbeatAnswered: Guard._heartbeat_answered,
     ev.LinkFenced: Guard._link_fenced,

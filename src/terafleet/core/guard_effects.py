@@ -79,6 +79,10 @@ class SuspendRuntime(GuardEffect, frozen=True):
     """Take the runtime off the processor, before anything else."""
 
 
+class ResumeRuntime(GuardEffect, frozen=True):
+    """Let a suspended runtime go on where it was."""
+
+
 class KillRuntime(GuardEffect, frozen=True):
     """End the runtime and give its memory back; ends in `RuntimeExited`."""
 
@@ -95,6 +99,7 @@ class SendReceipt(GuardEffect, frozen=True):
 
     Exactly one of `failure`, `ending` and `results` holds. The guard keeps it until it is
     acknowledged. Results without a parcel have one large output, stored under `ids.output_name`.
+    `asked_micro` is the least that the owner asks for what it tells of.
     """
 
     lease_id: LeaseId
@@ -106,6 +111,7 @@ class SendReceipt(GuardEffect, frozen=True):
     results: tuple[AttemptResult, ...]
     digest: bytes
     parcel: bytes
+    asked_micro: int = 0
 
     @property
     def when(self) -> When:
@@ -129,6 +135,7 @@ AnyGuardEffect = (
     | StopAttempts
     | ForgetLease
     | SuspendRuntime
+    | ResumeRuntime
     | KillRuntime
     | ReportPermit
     | SendReceipt

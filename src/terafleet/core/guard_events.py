@@ -11,7 +11,7 @@ from terafleet.core.readings import Readings
 from terafleet.core.reasons import Failure, LeaseEnding
 from terafleet.core.work import AttemptResult
 
-SCHEMA = 4
+SCHEMA = 5
 """The number of this vocabulary; a journal of another number is not replayed."""
 
 
@@ -27,10 +27,14 @@ class GuardEvent(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=Tru
 
 
 class AgentStarted(GuardEvent, frozen=True):
-    """The agent's process has begun, with these settings; nothing that ran before runs any more."""
+    """The agent's process has begun, with these settings; nothing that ran before runs any more.
+
+    `computer_mw` is what the computer draws for work while all slots are busy.
+    """
 
     policy: OwnerPolicy
     slots: int
+    computer_mw: int = 0
 
 
 class AgentStopping(GuardEvent, frozen=True):
@@ -58,13 +62,24 @@ class PolicyChanged(GuardEvent, frozen=True):
     policy: OwnerPolicy
 
 
+class Consumed(GuardEvent, frozen=True):
+    """The agent and its children have written to the flash, and used the link, since last told."""
+
+    flash_bytes: int
+    link_bytes: int
+
+
 class LinkWelcomed(GuardEvent, frozen=True):
-    """The control plane has answered the hello that was sent at `sent_ms`."""
+    """The control plane has answered the hello that was sent at `sent_ms`.
+
+    Owners' asking prices are met up to `asking_micro_per_hour_max`.
+    """
 
     epoch: Epoch
     sent_ms: int
     lease_ms: int
     margin_ms: int
+    asking_micro_per_hour_max: int
 
 
 class HeartbeatAnswered(GuardEvent, frozen=True):
@@ -172,6 +187,7 @@ AnyGuardEvent = (
     | GuardTimeAdvanced
     | ReadingsChanged
     | PolicyChanged
+    | Consumed
     | LinkWelcomed
     | HeartbeatAnswered
     | LinkFenced

@@ -6,14 +6,24 @@ It knows neither permits nor models: the guard says when attempts may begin, and
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from terafleet.core.guard_accounts import Share
 from terafleet.core.guard_effects import AnyGuardEffect, ForgetLease, StartAttempts, StopAttempts
-from terafleet.core.ids import LeaseId, ModelId, WorkUnitId
+from terafleet.core.ids import SESSION_UNIT, LeaseId, ModelId, WorkUnitId
 
 
 class CarLease:
     """A lease in the car: its units not yet done, in their order, and whether it is on a slot."""
 
-    __slots__ = ("endpoint", "is_running", "lease_id", "model_id", "number", "units")
+    __slots__ = (
+        "began_ms",
+        "endpoint",
+        "is_running",
+        "lease_id",
+        "mark",
+        "model_id",
+        "number",
+        "units",
+    )
 
     def __init__(
         self, lease_id: LeaseId, model_id: ModelId, endpoint: str, units: Iterable[WorkUnitId]
@@ -25,6 +35,15 @@ class CarLease:
         self.is_running = False
         self.number = 0
         """Counts the grants: a slot goes to the lease that was granted first."""
+        self.began_ms = 0
+        """When the attempt at hand began, or a moment before."""
+        self.mark = Share()
+        """The accounts' mark (`CarAccounts.each`) up to which its time is asked for."""
+
+    @property
+    def is_session(self) -> bool:
+        """Whether a live request runs under it."""
+        return SESSION_UNIT in self.units
 
 
 class CarLeases:
@@ -84,7 +103,12 @@ class CarLeases:
             self._ready.remove(lease)
         self._forget(lease)
 
-    def start(self, is_loaded: Callable[[ModelId], bool | None]) -> None:
+    @property
+    def waiting(self) -> int:
+        """How many leases with open units are on no slot."""
+        return len(self._ready)
+
+    def start(self, is_loaded: Callable[[ModelId], bool], now_ms: int, mark: Share) -> None:
         """Put leases that wait on the free slots, if their model stands in memory."""
         at = 0
         while at < len(self._ready) and self.running < self.slots:
@@ -94,9 +118,15 @@ class CarLeases:
                 continue
             del self._ready[at]
             lease.is_running = True
+            lease.began_ms, lease.mark = now_ms, mark
             self.running += 1
             units = tuple(lease.units)
             self._tell(StartAttempts(lease.lease_id, units, lease.model_id, lease.endpoint))
+
+    def went_on(self, passed_ms: int) -> None:
+        """The attempts at hand stood still for so long."""
+        for lease in self._leases.values():
+            lease.began_ms += passed_ms
 
     def on_slot(self, lease_id: LeaseId, unit_ids: Sequence[WorkUnitId]) -> CarLease | None:
         """The lease if it is on a slot and these units of it are still open."""

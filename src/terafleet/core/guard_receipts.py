@@ -10,7 +10,7 @@ from terafleet.core.reasons import LeaseEnding
 Key = tuple[LeaseId, ReceiptId]
 
 
-def receipt_of_results(event: AttemptsFinished) -> SendReceipt:
+def receipt_of_results(event: AttemptsFinished, asked_micro: int = 0) -> SendReceipt:
     """The receipt of outputs; it bears the number of the first one's unit."""
     receipt_id = ReceiptId(event.results[0].unit_id)
     return SendReceipt(
@@ -23,10 +23,11 @@ def receipt_of_results(event: AttemptsFinished) -> SendReceipt:
         event.results,
         event.digest,
         event.parcel,
+        asked_micro,
     )
 
 
-def receipt_of_failure(event: AttemptBroke) -> SendReceipt:
+def receipt_of_failure(event: AttemptBroke, asked_micro: int = 0) -> SendReceipt:
     """The receipt of an attempt that gave no output."""
     receipt_id = ReceiptId(event.unit_id)
     return SendReceipt(
@@ -39,12 +40,15 @@ def receipt_of_failure(event: AttemptBroke) -> SendReceipt:
         (),
         b"",
         b"",
+        asked_micro,
     )
 
 
-def receipt_of_ending(lease_id: LeaseId, ending: LeaseEnding, detail: str) -> SendReceipt:
+def receipt_of_ending(
+    lease_id: LeaseId, ending: LeaseEnding, detail: str, asked_micro: int = 0
+) -> SendReceipt:
     """The receipt of a lease that the car gives back with work left."""
-    return SendReceipt(lease_id, WHOLE_LEASE, None, ending, detail, 0, (), b"", b"")
+    return SendReceipt(lease_id, WHOLE_LEASE, None, ending, detail, 0, (), b"", b"", asked_micro)
 
 
 class ReceiptBook:

@@ -30,6 +30,7 @@ class VehicleGroup:
 
     __slots__ = (
         "batch_leases",
+        "does_batches",
         "kind",
         "known",
         "online",
@@ -41,6 +42,7 @@ class VehicleGroup:
 
     def __init__(self, kind: CapabilityClass) -> None:
         self.kind = kind
+        self.does_batches = kind.does_batches
         self.known = 0
         self.online = 0
         self.slots_online = 0
@@ -218,15 +220,17 @@ class MatchmakingIndex:
             kinds = [kind for kind in self.groups if is_feasible(kind, shape.needs)]
             kinds.sort(key=lambda kind: rank(kind, model_id))
             shape.groups = [self.groups[kind] for kind in kinds]
-            shape.ranks = {kind: place for place, kind in enumerate(kinds)}
-            shape.group_set = frozenset(shape.groups)
-            shape.tiers = _tiers(shape.groups, model_id)
+            batch_kinds = [kind for kind in kinds if kind.does_batches]
+            shape.ranks = {kind: place for place, kind in enumerate(batch_kinds)}
+            live_groups = [group for group in shape.groups if group.kind.does_sessions]
+            shape.group_set = frozenset(live_groups)
+            shape.tiers = _tiers(live_groups, model_id)
             shape.groups_version = self._groups_version
             shape.supply_version = -1
         return shape.groups
 
     def feasible_tiers(self, shape: Shape) -> Tiers:
-        """The groups that can run a shape, by how soon its model can be used there."""
+        """The groups that take sessions of a shape, by how soon its model can be used there."""
         self.feasible(shape)
         return shape.tiers
 
@@ -239,16 +243,15 @@ class MatchmakingIndex:
         return [group for group in self.opened if group.ready_count or group.batch_leases]
 
     def can_use(self, shape: Shape, groups: Iterable[VehicleGroup]) -> bool:
-        """Whether any of these groups can run a shape."""
+        """Whether any of these groups takes sessions of a shape."""
         self.feasible(shape)
         return not shape.group_set.isdisjoint(groups)
 
     def feasible_ready(self, shape: Shape) -> list[VehicleGroup]:
-        """The groups that can run a shape and have ready cars, best first."""
-        groups = self.feasible(shape)
+        """The groups that take batches of a shape and have ready cars, best first."""
+        groups, ranks = self.feasible(shape), shape.ranks
         if len(groups) <= len(self.ready):
-            return [group for group in groups if group.ready_count]
-        ranks = shape.ranks
+            return [group for group in groups if group.ready_count and group.does_batches]
         kinds = [kind for kind in self.ready if kind in ranks]
         if len(kinds) > 1:
             kinds.sort(key=ranks.__getitem__)

@@ -13,14 +13,38 @@ class Refusal(StrEnum):
     READING_STALE = "reading_stale"
     NOT_PARKED = "not_parked"
     DRIVER_PRESENT = "driver_present"
+    DEPARTURE_SOON = "departure_soon"
+    UPDATE_PENDING = "update_pending"
+    SERVICE_MODE = "service_mode"
+    PRECONDITIONING = "preconditioning"
+    SENTRY = "sentry"
     UNPLUGGED = "unplugged"
     SOC_BELOW_FLOOR = "soc_below_floor"
-    TEMPERATURE_HIGH = "temperature_high"
+    CHARGE_FIRST = "charge_first"
+    LOW_VOLTAGE = "low_voltage"
+    TEMPERATURE_COMPUTE = "temperature_compute"
+    TEMPERATURE_BATTERY = "temperature_battery"
+    TEMPERATURE_AMBIENT = "temperature_ambient"
+    POWER_CAP = "power_cap"
+    OTHERS_BUSY = "others_busy"
+    OUTSIDE_COMPUTE_HOURS = "outside_compute_hours"
+    OUTSIDE_NETWORK_HOURS = "outside_network_hours"
+    QUIET_HOURS = "quiet_hours"
+    PLACE_NOT_ALLOWED = "place_not_allowed"
+    METERED_LINK = "metered_link"
+    DATA_CAP = "data_cap"
+    WEAR_BUDGET = "wear_budget"
+    REWARD_TOO_LOW = "reward_too_low"
     OWNER_PAUSED = "owner_paused"
     SETTLING = "settling"
     YIELDING = "yielding"
     AGENT_STARTING = "agent_starting"
     AGENT_STOPPING = "agent_stopping"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Refusal | None":
+        """A record may hold a name that was given up for a narrower one."""
+        return cls.TEMPERATURE_COMPUTE if value == "temperature_high" else None
 
 
 class LeaseEnding(StrEnum):
@@ -34,6 +58,7 @@ class LeaseEnding(StrEnum):
     LEASE_UNKNOWN = "lease_unknown"
     MODEL_UNAVAILABLE = "model_unavailable"
     NOT_PERMITTED = "not_permitted"
+    WORK_UNWANTED = "work_unwanted"
     OVERDUE = "overdue"
     BATCH_CANCELLED = "batch_cancelled"
     BATCH_EXPIRED = "batch_expired"

@@ -44,6 +44,7 @@ class VehicleRecord(msgspec.Struct, array_like=True):
 
     It permitted for `stay_ms` in stays that `departures` ended, and since `staying_since_ms` (0:
     it does not); see `availability`. `keeps` is what its epoch was last asked to keep loaded.
+    `policy` is the owner policy that an operator set for it, None if nobody ever did.
     """
 
     vehicle_id: VehicleId
@@ -72,6 +73,7 @@ class VehicleRecord(msgspec.Struct, array_like=True):
     departures: int = 0
     staying_since_ms: int = 0
     keeps: tuple[ModelId, ...] = ()
+    policy: bytes | None = None
 
     @property
     def state(self) -> VehicleState:
@@ -147,7 +149,8 @@ class LeaseRecord(msgspec.Struct, array_like=True):
     """An active lease: the units not yet handed in, in their order; ended leases are forgotten.
 
     A session's lease has `ids.SESSION_UNIT` in place of units, and no batch. When its gateway
-    wants it no more (`is_unwanted`), its car still has to say what it did.
+    wants it no more (`is_unwanted`), its car still has to say what it did. `met_micro` is what was
+    met so far of what its owner asked.
     """
 
     lease_id: LeaseId
@@ -160,6 +163,7 @@ class LeaseRecord(msgspec.Struct, array_like=True):
     overdue_ms: int
     session: SessionLease | None = None
     is_unwanted: bool = False
+    met_micro: int = 0
 
 
 class WarmChoice(msgspec.Struct, array_like=True):

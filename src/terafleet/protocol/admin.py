@@ -35,8 +35,15 @@ def warm_path(model_id: str) -> str:
     return f"{MODELS_PATH}/{model_id}/warm"
 
 
+POLICY_BYTES_MAX = 65_536
+"""How large an owner policy may be, as JSON."""
+
+
 def vehicle_path(vehicle_id: str, change: str = "") -> str:
-    """A car: DELETE removes it; the changes `drain` and `undrain` are POSTs."""
+    """A car: DELETE removes it; the changes `drain` and `undrain` are POSTs.
+
+    `policy` is its owner policy: GET, PUT, DELETE.
+    """
     return f"{VEHICLES_PATH}/{vehicle_id}/{change}" if change else f"{VEHICLES_PATH}/{vehicle_id}"
 
 

@@ -22,7 +22,7 @@ from terafleet.core.ids import (
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.core.work import AttemptResult, Figure
 
-PROTOCOL = 2
+PROTOCOL = 3
 """The version an agent says in its hello; another one is told to update."""
 
 INLINE_BYTES_MAX = 65_536
@@ -67,11 +67,14 @@ class Hello(UpMessage, frozen=True):
 
 
 class Heartbeat(UpMessage, frozen=True):
-    """A sign of life; answered with `HeartbeatAnswer`, which renews the car's leases."""
+    """A sign of life; answered with `HeartbeatAnswer`, which renews the car's leases.
+
+    A car that `is_holding` has leases or may get some: it is heard often from here on.
+    """
 
     epoch: Epoch
     sent_ms: int
-    is_permitting: bool
+    is_holding: bool
 
 
 class PermitReport(UpMessage, frozen=True):
@@ -94,7 +97,8 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True):
     Exactly one of `failure`, `ending` and `results` holds; `receipt_id` is the number of the
     first unit. `payload` holds the outputs of the results (`parcel`), `digest` its SHA-256. A
     single output that is too large for it was put to the address of the grant before, and
-    `digest` is its own. The car keeps a receipt until it is acknowledged.
+    `digest` is its own. `asked_micro` is the least that the owner asks for what it tells of. The
+    car keeps a receipt until it is acknowledged.
     """
 
     lease_id: LeaseId
@@ -106,6 +110,7 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True):
     results: tuple[AttemptResult, ...] = ()
     digest: bytes = b""
     payload: bytes = b""
+    asked_micro: Figure = 0
 
 
 class Receipts(UpMessage, frozen=True):
@@ -141,7 +146,8 @@ class Welcome(DownMessage, frozen=True):
     """The answer to a hello with that `boot_id`: the epoch, and the times that hold.
 
     A lease ends in the car `lease_ms - margin_ms` after the car sent the last heartbeat that
-    was answered, or after it sent the hello that this answers.
+    was answered, or after it sent the hello that this answers. An owner's asking price is met up
+    to `asking_micro_per_hour_max`.
     """
 
     epoch: Epoch
@@ -150,6 +156,7 @@ class Welcome(DownMessage, frozen=True):
     margin_ms: int
     heartbeat_ms: int
     heartbeat_refusing_ms: int
+    asking_micro_per_hour_max: int
 
 
 class HeartbeatAnswer(DownMessage, frozen=True):
@@ -157,6 +164,7 @@ class HeartbeatAnswer(DownMessage, frozen=True):
 
     epoch: Epoch
     sent_ms: int
+    earned_micro: int = 0
 
 
 class OfferedUnit(msgspec.Struct, frozen=True, array_like=True):
@@ -212,6 +220,16 @@ class KeptModel(msgspec.Struct, frozen=True, array_like=True):
     manifest_address: str
 
 
+class SetPolicy(DownMessage, frozen=True):
+    """The owner policy that was set for this car, as JSON; empty takes it back.
+
+    The car keeps it, and lays its owner's own file over it.
+    """
+
+    epoch: Epoch
+    policy: bytes
+
+
 class KeepLoaded(DownMessage, frozen=True):
     """The models, and no others, that the car shall keep in memory while it permits.
 
@@ -262,6 +280,7 @@ ToVehicle = (
     | HeartbeatAnswer
     | Grants
     | Revoke
+    | SetPolicy
     | KeepLoaded
     | StartSession
     | StopSession

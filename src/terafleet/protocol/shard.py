@@ -116,6 +116,19 @@ class DrainVehicle(Question, frozen=True):
     is_draining: bool
 
 
+class SetVehiclePolicy(Question, frozen=True):
+    """Set the owner policy of a car, as JSON; empty takes it back. Answer: `Answered`."""
+
+    vehicle_id: VehicleId
+    policy: bytes
+
+
+class GetVehiclePolicy(Question, frozen=True):
+    """Answer: `VehiclePolicy`."""
+
+    vehicle_id: VehicleId
+
+
 class ListVehicles(Question, frozen=True):
     """Answer: `VehicleList`."""
 
@@ -162,6 +175,8 @@ AnyQuestion = (
     | EnrolVehicle
     | RemoveVehicle
     | DrainVehicle
+    | SetVehiclePolicy
+    | GetVehiclePolicy
     | ListVehicles
     | AddModel
     | RemoveModel
@@ -221,6 +236,12 @@ class Outputs(Reply, frozen=True):
     """Bytes for the first outputs of the question; None is not in the record (it is an object)."""
 
     bodies: tuple[bytes | None, ...]
+
+
+class VehiclePolicy(Reply, frozen=True):
+    """The owner policy that was set for a car, as JSON; empty where none is."""
+
+    policy: bytes
 
 
 class VehicleView(msgspec.Struct, frozen=True):
@@ -318,7 +339,9 @@ class Story(Reply, frozen=True):
     is_complete: bool
 
 
-AnyReply = Answered | BatchView | BatchList | Outputs | VehicleList | ShardStatus | Story
+AnyReply = (
+    Answered | BatchView | BatchList | Outputs | VehicleList | VehiclePolicy | ShardStatus | Story
+)
 
 
 class GatewayWork(msgspec.Struct, frozen=True, tag=True):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from terafleet.protocol.admin import (
     CODES_PATH,
@@ -162,6 +162,19 @@ class AdminClient:
         """Grant a car work again."""
         address = vehicle_path(segment(vehicle_id), "undrain")
         return self._gateway.post(address, None, VehicleChanged)
+
+    def vehicle_policy(self, vehicle_id: str) -> dict[str, Any]:
+        """The owner policy that was set for a car, in the form of owner.toml."""
+        return self._gateway.get(vehicle_path(segment(vehicle_id), "policy"), dict[str, Any])
+
+    def set_vehicle_policy(self, vehicle_id: str, policy: Mapping[str, Any]) -> VehicleChanged:
+        """Set an owner policy for a car; what its owner says in the car goes before it."""
+        address = vehicle_path(segment(vehicle_id), "policy")
+        return self._gateway.put(address, policy, VehicleChanged)
+
+    def clear_vehicle_policy(self, vehicle_id: str) -> VehicleChanged:
+        """Take back the owner policy that was set for a car."""
+        return self._gateway.delete(vehicle_path(segment(vehicle_id), "policy"), VehicleChanged)
 
     def remove_vehicle(self, vehicle_id: str) -> VehicleChanged:
         """Take a car out of the fleet for good."""

@@ -83,11 +83,13 @@ class Gateway:
             return self._ask(self._client.build_request("POST", path), kind)
         return self._send("POST", path, body, kind)
 
-    def put(self, path: str, body: msgspec.Struct, kind: type[T]) -> T:
+    def put(self, path: str, body: msgspec.Struct | Mapping[str, Any], kind: type[T]) -> T:
         """Say how something shall be; `body` goes as JSON."""
         return self._send("PUT", path, body, kind)
 
-    def _send(self, method: str, path: str, body: msgspec.Struct, kind: type[T]) -> T:
+    def _send(
+        self, method: str, path: str, body: msgspec.Struct | Mapping[str, Any], kind: type[T]
+    ) -> T:
         content, headers = msgspec.json.encode(body), {"content-type": _JSON}
         request = self._client.build_request(
             method, path, content=content, headers=headers, timeout=TIMEOUT_OF_FILES

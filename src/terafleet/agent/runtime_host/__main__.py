@@ -42,6 +42,7 @@ def main() -> None:
         _refuse(outgoing, NotReady(Failure.RUNTIME_REFUSED, str(error)))
         return
     host = Host(load_model, settings.slots, outgoing)
+    enclosure.stand_back()
     host.tell(Ready(enclosure.report, enclosure.mechanisms))
     host.serve(incoming)
     # Threads may be deep in a library; what they do is not wanted any more.
@@ -63,9 +64,13 @@ def _walls(kind: str, settings: HostSettings) -> Walls:
         models_folder=settings.models_folder,
         memory_bytes=settings.memory_bytes,
         niceness=settings.niceness,
-        parent_id=settings.agent_id,
+        parent_id=settings.parent_id,
         # The library of language models won't start without a socket to listen on.
         may_listen=kind == "llama",
+        shown=settings.shown,
+        outside=settings.outside,
+        user_id=settings.user_id,
+        group_id=settings.group_id,
     )
 
 

@@ -13,7 +13,9 @@ class HostSettings(msgspec.Struct, frozen=True):
     """How the runtime is to run; it comes on its command line as JSON.
 
     `threads` is for one attempt, `slots` is how many run at once. `niceness` is added to the
-    agent's own. `agent_id` is the process that the runtime must not outlive.
+    agent's own. `parent_id` is the process that the runtime must not outlive. `shown`,
+    `outside`, `user_id` and `group_id` are as in the sandbox's `Walls`, for a runtime that the
+    agent has wrapped.
     """
 
     slots: int
@@ -21,7 +23,11 @@ class HostSettings(msgspec.Struct, frozen=True):
     memory_bytes: int
     niceness: int
     models_folder: str
-    agent_id: int
+    parent_id: int
+    shown: tuple[str, ...] = ()
+    outside: dict[str, str] = {}
+    user_id: int = 0
+    group_id: int = 0
 
 
 class ToRuntime(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
 import typer
@@ -13,13 +14,25 @@ def register(app: typer.Typer) -> None:
     bench.command("dispatch")(dispatch)
     bench.command("overhead")(overhead)
     bench.command("live")(live)
+    bench.command("yield")(yield_)
     app.add_typer(bench, name="bench")
 
 
 SMALL = 100
 
+
+class Walls(StrEnum):
+    """Which walls stand around the runtime that is measured."""
+
+    WRAPPED = "wrapped"
+    OWN = "own"
+    BOTH = "both"
+
+
 JSON = typer.Option(False, "--json", help="Print the figures as one JSON object.")
 SEED = typer.Option(1, help="What chance in the benchmark follows from.")
+
+WALLS = typer.Option(Walls.BOTH, help="Around the runtime: bubblewrap, only its own, or both.")
 
 
 def dispatch(
@@ -74,6 +87,34 @@ def live(
 
     figures: dict[str, Any] = {"seed": seed, **machine_and_commit()}
     figures |= measure_live(churn_s, seed)
+    show(figures, is_json=json)
+
+
+def yield_(
+    yields: int = typer.Option(200, min=1, help="How often a driver comes to a busy car."),
+    kills: int = typer.Option(5, min=0, help="How often the agent is killed while it computes."),
+    walls: Walls = WALLS,
+    rest_s: float = typer.Option(60.0, min=1.0, help="How long an agent is watched at rest."),
+    seed: int = SEED,
+    json: bool = JSON,
+) -> None:
+    """How fast an owner has the car back from a busy runtime, and what an agent at rest costs.
+
+    A real model on all cores, a real control plane, an agent in a process of its own. The moment
+    at which a driver comes is drawn by chance.
+    """
+    from terafleet.cli.bench.yield_car import YieldsFailed
+    from terafleet.cli.bench.yield_rest import measure_rest
+    from terafleet.cli.bench.yields import measure_yields
+    from terafleet.cli.failure import CommandFailed
+    from terafleet.cli.machine import machine_and_commit
+
+    figures: dict[str, Any] = {"seed": seed, **machine_and_commit()}
+    try:
+        figures |= measure_yields(yields, kills, seed, walls)
+        figures |= measure_rest(rest_s)
+    except YieldsFailed as failure:
+        raise CommandFailed("not_measured", f"{failure}.") from failure
     show(figures, is_json=json)
 
 

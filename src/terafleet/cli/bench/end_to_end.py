@@ -59,7 +59,7 @@ def _run(units: int, per_lease: int) -> float:
                 "memory_mb": 1_024,
                 "runtimes": ["noop"],
                 "vehicle": {"file": "timetable.json"},
-                "policy": {"settle_ms": 0},
+                "policy": {"yield": {"settle_ms": 0}},
             }
             fleet.enrol(f"car-{number}", car, PARKED)
             fleet.start_car(f"car-{number}")

@@ -102,7 +102,7 @@ class _Fleet:
             "runtimes": ["noop"],
             "session_token_ms": self._token_ms,
             "vehicle": {"file": "timetable.json", "sample_ms": 100},
-            "policy": {"settle_ms": 0},
+            "policy": {"yield": {"settle_ms": 0}},
         }
 
     def _wait_until_idle(self) -> None:

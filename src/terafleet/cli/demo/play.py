@@ -194,7 +194,7 @@ def car_settings() -> dict[str, Any]:
         "memory_mb": 1_536,
         "runtimes": ["onnx"],
         "vehicle": {"adapter": "scripted", "file": "timetable.json", "sample_ms": 500},
-        "policy": {"settle_ms": 500, "stale_ms": 20_000},
+        "policy": {"yield": {"settle_ms": 500, "stale_ms": 20_000}},
     }
 
 

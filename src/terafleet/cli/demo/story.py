@@ -49,7 +49,7 @@ def car_settings() -> dict[str, Any]:
         "runtimes": ["llama"],
         "session_token_ms": TOKEN_MS,
         "vehicle": {"adapter": "scripted", "file": "timetable.json", "sample_ms": 50},
-        "policy": {"settle_ms": 500, "stale_ms": 20_000},
+        "policy": {"yield": {"settle_ms": 500, "stale_ms": 20_000}},
     }
 
 

@@ -1,22 +1,28 @@
-"""What operators do with cars over HTTP: list, remove, drain."""
+"""What operators do with cars over HTTP: list, remove, drain, and set their owners' policies."""
 
 import re
+from typing import Any
 
-from litestar import delete, get, post
+import msgspec
+from litestar import delete, get, post, put
 from litestar.di import NamedDependency
-from litestar.params import FromPath
+from litestar.params import FromPath, JSONBody
 
 from terafleet.control.gateway.context import GatewayContext, ShardRefused
 from terafleet.control.gateway.errors import ApiError
 from terafleet.core.ids import VehicleId
+from terafleet.core.policy_tables import PolicyFaults, policy_from
 from terafleet.core.reasons import Refused
-from terafleet.protocol.admin import VEHICLES_PATH, VehicleChanged, VehiclesPage
+from terafleet.protocol.admin import POLICY_BYTES_MAX, VEHICLES_PATH, VehicleChanged, VehiclesPage
 from terafleet.protocol.shard import (
     Answered,
     DrainVehicle,
+    GetVehiclePolicy,
     ListVehicles,
     RemoveVehicle,
+    SetVehiclePolicy,
     VehicleList,
+    VehiclePolicy,
 )
 
 _VEHICLE_ID = re.compile(r"veh-[a-z]{10}")
@@ -61,7 +67,59 @@ async def undrain_vehicle(
     return await _drain(vehicle_id, context, is_draining=False)
 
 
-VEHICLE_ROUTES = (list_vehicles, remove_vehicle, drain_vehicle, undrain_vehicle)
+@get(f"{VEHICLES_PATH}/{{vehicle_id:str}}/policy")
+async def get_policy(
+    vehicle_id: FromPath[str], context: NamedDependency[GatewayContext]
+) -> dict[str, Any]:
+    """The owner policy that was set here; what the owner says in the car goes before it."""
+    checked_id = _enrolled(vehicle_id, context)
+    found = await context.ask(GetVehiclePolicy(checked_id), VehiclePolicy)
+    return msgspec.json.decode(found.policy, type=dict[str, Any]) if found.policy else {}
+
+
+@put(f"{VEHICLES_PATH}/{{vehicle_id:str}}/policy", status_code=200)
+async def put_policy(
+    vehicle_id: FromPath[str],
+    data: JSONBody[dict[str, Any]],
+    context: NamedDependency[GatewayContext],
+) -> VehicleChanged:
+    """Set an owner policy, in the form of owner.toml; it holds where the owner says nothing else.
+
+    All of it takes the place of what was set before.
+    """
+    found = policy_from(data)
+    if isinstance(found, PolicyFaults):
+        first = found.faults[0]
+        raise ApiError("invalid_value", "; ".join(map(str, found.faults)), first.path)
+    body = msgspec.json.encode(data)
+    if len(body) > POLICY_BYTES_MAX:
+        raise ApiError("invalid_value", f"A policy has {POLICY_BYTES_MAX} bytes at the most.")
+    return await _set_policy(vehicle_id, context, body)
+
+
+@delete(f"{VEHICLES_PATH}/{{vehicle_id:str}}/policy", status_code=200)
+async def delete_policy(
+    vehicle_id: FromPath[str], context: NamedDependency[GatewayContext]
+) -> VehicleChanged:
+    """Take back the policy that was set here: what the owner and the installer say holds alone."""
+    return await _set_policy(vehicle_id, context, b"")
+
+
+VEHICLE_ROUTES = (
+    list_vehicles,
+    remove_vehicle,
+    drain_vehicle,
+    undrain_vehicle,
+    get_policy,
+    put_policy,
+    delete_policy,
+)
+
+
+async def _set_policy(vehicle_id: str, context: GatewayContext, policy: bytes) -> VehicleChanged:
+    checked_id = _enrolled(vehicle_id, context)
+    await context.ask(SetVehiclePolicy(checked_id, policy), Answered)
+    return VehicleChanged(checked_id)
 
 
 async def _drain(vehicle_id: str, context: GatewayContext, is_draining: bool) -> VehicleChanged:

@@ -82,6 +82,7 @@ _CAR_WENT: Final = frozenset(
         LeaseEnding.NOT_PERMITTED,
         LeaseEnding.OWNER_RETURNED,
         LeaseEnding.VEHICLE_REMOVED,
+        LeaseEnding.WORK_UNWANTED,
     }
 )
 """How a car may leave at any moment, through no fault of the control plane."""

@@ -78,12 +78,19 @@ class Links:
     looking for silent ones touches only those."""
 
     def __init__(
-        self, bus: Bus, submit: Submit, now_ms: Callable[[], int], settings: LinkSettings
+        self,
+        bus: Bus,
+        submit: Submit,
+        now_ms: Callable[[], int],
+        settings: LinkSettings,
+        earned_micro: Callable[[VehicleId], int] = lambda _: 0,
     ) -> None:
+        """`earned_micro` is what a car has earned so far; its owner is told with each heartbeat."""
         self._bus = bus
         self._submit = submit
         self._now_ms = now_ms
         self._settings = settings
+        self._earned_micro = earned_micro
         self._links: dict[VehicleId, _Link] = {}
         self._greeted: dict[VehicleId, bool] = {}
         self._permitting: OrderedDict[VehicleId, None] = OrderedDict()
@@ -122,6 +129,7 @@ class Links:
                 effect.margin_ms,
                 settings.heartbeat_ms,
                 settings.heartbeat_refusing_ms,
+                effect.asking_micro_per_hour_max,
             ),
         )
 
@@ -182,8 +190,9 @@ class Links:
         now_ms = self._now_ms()
         match message:
             case Heartbeat():
-                self._place(vehicle_id, link, message.is_permitting)
-                self.send(vehicle_id, HeartbeatAnswer(link.epoch, message.sent_ms))
+                self._place(vehicle_id, link, message.is_holding)
+                earned_micro = self._earned_micro(vehicle_id)
+                self.send(vehicle_id, HeartbeatAnswer(link.epoch, message.sent_ms, earned_micro))
             case Receipts():
                 for receipt in message.receipts:
                     for event, blobs in _told(now_ms, vehicle_id, link.epoch, receipt):
@@ -261,19 +270,21 @@ def _told(
     lease_id, results = receipt.lease_id, receipt.results
     detail, energy_mwh = receipt.detail[:DETAIL_CHARACTERS_MAX], receipt.energy_mwh
     told = (now_ms, vehicle_id, epoch, lease_id)
+    asked_micro = receipt.asked_micro
     if receipt.ending is not None:
-        yield ev.LeaseReleased(*told, receipt.ending, detail, energy_mwh), ()
+        yield ev.LeaseReleased(*told, receipt.ending, detail, energy_mwh, asked_micro), ()
     elif receipt.failure is not None:
         unit_id = WorkUnitId(receipt.receipt_id)
-        yield ev.AttemptFailed(*told, unit_id, receipt.failure, detail, energy_mwh), ()
+        what = (receipt.failure, detail)
+        yield ev.AttemptFailed(*told, unit_id, *what, energy_mwh, asked_micro), ()
     elif fault := _output_fault(receipt):
         for result in results:
-            failed = (result.unit_id, Failure.OUTPUT_INCOMPLETE, fault, result.energy_mwh)
-            yield ev.AttemptFailed(*told, *failed), ()
+            what = (Failure.OUTPUT_INCOMPLETE, fault)
+            yield ev.AttemptFailed(*told, result.unit_id, *what, result.energy_mwh), ()
     elif results:
         name = output_name(lease_id, ReceiptId(results[0].unit_id))
         blobs = (Blob(name, receipt.payload),) if receipt.payload else ()
-        yield ev.AttemptsReturned(*told, results), blobs
+        yield ev.AttemptsReturned(*told, results, asked_micro), blobs
 
 
 def _plausible(capability: Capability) -> Capability:

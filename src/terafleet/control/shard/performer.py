@@ -37,6 +37,7 @@ from terafleet.protocol.agent import (
     KeptModel,
     OfferedUnit,
     Revoke,
+    SetPolicy,
 )
 from terafleet.protocol.fleet_http import model_path, object_path
 from terafleet.protocol.shard import (
@@ -249,6 +250,9 @@ class Performer:
         models = tuple(KeptModel(one, self._addresses.manifest(one)) for one in effect.model_ids)
         self._links.send(effect.vehicle_id, KeepLoaded(effect.epoch, models))
 
+    def _offer_policy(self, effect: fx.OfferPolicy) -> None:
+        self._links.send(effect.vehicle_id, SetPolicy(effect.epoch, effect.policy))
+
     def _tell_granted(self, effect: fx.TellGranted) -> None:
         _, *fields = msgspec.structs.astuple(effect)
         self._tell(effect.gateway_id, live.SlotGranted(*fields))
@@ -351,6 +355,7 @@ _METHODS: dict[type, Callable[[Performer, Any], None]] = {
     fx.AskHello: Performer._ask_hello,
     fx.GrantLease: Performer._grant,
     fx.GrantSession: Performer._grant_session,
+    fx.OfferPolicy: Performer._offer_policy,
     fx.KeepLoaded: Performer._keep_loaded,
     fx.TellGranted: Performer._tell_granted,
     fx.TellQueued: Performer._tell_queued,

@@ -150,6 +150,11 @@ class ShardView:
             )
         )
 
+    def policy(self, question: q.GetVehiclePolicy) -> q.VehiclePolicy:
+        """The owner policy that was set for a car; of an unknown car there is none."""
+        vehicle = self.fleet.state.vehicles.get(question.vehicle_id)
+        return q.VehiclePolicy((vehicle.policy or b"") if vehicle else b"")
+
     def status(self, now_ms: int, health: Health) -> q.ShardStatus:
         """How the shard is."""
         figures = health.figures
@@ -267,6 +272,8 @@ class Service:
             task.add_done_callback(self._tasks.discard)
         elif isinstance(question, q.ListVehicles):
             self._answers.send(message.reply, self._view.vehicles())
+        elif isinstance(question, q.GetVehiclePolicy):
+            self._answers.send(message.reply, self._view.policy(question))
         elif isinstance(question, q.GetStatus):
             status = self._view.status(self._now_ms(), self._health())
             self._answers.send(message.reply, status)
@@ -321,6 +328,7 @@ EVENTS: dict[type[q.Question], Callable[..., ev.FleetEvent]] = {
     q.BatchFilesWritten: ev.BatchAssembled,
     q.EnrolVehicle: ev.VehicleEnrolled,
     q.RemoveVehicle: ev.VehicleRemoved,
+    q.SetVehiclePolicy: ev.VehiclePolicySet,
     q.DrainVehicle: ev.VehicleDrained,
     q.AddModel: ev.ModelAdded,
     q.RemoveModel: ev.ModelRemoved,

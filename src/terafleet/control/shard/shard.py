@@ -19,7 +19,7 @@ from terafleet.core.effects import FleetEffect
 from terafleet.core.fleet import Fleet
 from terafleet.core.fleet_leases import lease_waiting_for
 from terafleet.core.fleet_state import FleetState
-from terafleet.core.ids import OUTPUTS, LeaseId, WorkUnitId, receipt_of
+from terafleet.core.ids import OUTPUTS, LeaseId, VehicleId, WorkUnitId, receipt_of
 from terafleet.core.settings import FleetSettings
 from terafleet.engine.clock import SystemClock
 from terafleet.engine.engine import Engine, Shell
@@ -69,7 +69,9 @@ class Shard:
         self._clock = SystemClock(recovery.last_at_ms)
         self._bus = ports.bus
         self._store = ports.store
-        self._links = Links(ports.bus, self._submit, self._clock.now_ms, settings.links)
+        self._links = Links(
+            ports.bus, self._submit, self._clock.now_ms, settings.links, self._earned_micro
+        )
         self._answers = Answers(ports.bus, ports.boot_id)
         addresses = Addresses(ports.address_secret, self._clock.now_ms)
         performer = Performer(
@@ -102,6 +104,10 @@ class Shard:
             vehicles=len(self._fleet.state.vehicles),
             batches=len(self._fleet.state.batches),
         )
+
+    def _earned_micro(self, vehicle_id: VehicleId) -> int:
+        vehicle = self._fleet.state.vehicles.get(vehicle_id)
+        return vehicle.reward_micro if vehicle else 0
 
     @property
     def fleet(self) -> Fleet:

@@ -146,6 +146,9 @@ _TELLERS: dict[type, Callable[[Any], str]] = {
     ),
     ev.VehicleHeard: lambda fact: f"{fact.vehicle_id} speaks again",
     ev.VehicleLeft: lambda fact: f"{fact.vehicle_id} said goodbye",
+    ev.VehiclePolicySet: lambda fact: (
+        f"{fact.vehicle_id} has {'an' if fact.policy else 'no'} owner policy set by the operator"
+    ),
     ev.VehicleDrained: lambda fact: (
         f"{fact.vehicle_id} {'drains' if fact.is_draining else 'takes work again'}"
     ),
@@ -189,6 +192,7 @@ _TELLERS: dict[type, Callable[[Any], str]] = {
         f"{fact.session_id}"
         f"{f', in place of lease-{fact.replaces}' if fact.replaces else ''}"
     ),
+    fx.OfferPolicy: lambda fact: f"{fact.vehicle_id} is told its owner policy",
     fx.KeepLoaded: _kept,
     fx.TellQueued: lambda fact: f"{fact.session_id} waits for about {fact.wait_ms} ms",
     fx.TellRefused: lambda fact: f"{fact.session_id} refused: {fact.refused}: {fact.detail}",

@@ -15,6 +15,8 @@ import msgspec
 import terafleet
 from terafleet.agent.adapters.runtime.child_process import ChildProcess
 from terafleet.agent.adapters.runtime.stillness import LOOK_MS, Stillness
+from terafleet.agent.adapters.sandbox.bubblewrap import View
+from terafleet.agent.adapters.sandbox.outside import Outside
 from terafleet.agent.ports import (
     RuntimeFailure,
     RuntimeLoaded,
@@ -70,7 +72,9 @@ class ChildSettings(msgspec.Struct, frozen=True):
 
     `threads` is for one attempt, `slots` is how many attempts run at once, `memory_bytes` bounds
     what it can allocate. Models lie below `models_folder`, the only data that it may read.
-    `shows_errors` lets it write to the agent's standard error.
+    `niceness` is added to the agent's own; with any, the program computes only when nobody else
+    on the computer wants to. `shows_errors` lets it write to the agent's standard error. Without
+    `may_wrap` it has only the walls that it builds itself.
     """
 
     models_folder: Path
@@ -79,6 +83,7 @@ class ChildSettings(msgspec.Struct, frozen=True):
     memory_bytes: int = 2 * 1024**3
     niceness: int = 10
     shows_errors: bool = False
+    may_wrap: bool = True
 
 
 class ChildRuntime:
@@ -93,6 +98,7 @@ class ChildRuntime:
         self._settings = settings
         self._life: _Life | None = None
         self._numbers = itertools.count(1)
+        self._is_held = False
         self.mechanisms: tuple[str, ...] = ()
 
     async def start(self, on_exit: Callable[[str], None]) -> SandboxReport:
@@ -101,10 +107,17 @@ class ChildRuntime:
         Raises RuntimeUnavailable.
         """
         assert self._life is None or self._life.is_over, "the runtime already runs"
-        life = self._life = _Life(on_exit)
+        outside = Outside()
+        if self._settings.may_wrap:
+            await outside.prepare(self._view())
+        life = self._life = _Life(on_exit, outside)
         errors = None if self._settings.shows_errors else subprocess.DEVNULL
         try:
-            await life.child.start(self._command(), self._environment(), errors)
+            program = (self._command(), self._environment(), errors)
+            await life.child.start(*program, is_wrapped=outside.is_wrapping)
+            if self._is_held:
+                # It was to be suspended before there was a program.
+                self.suspend()
             life.watch()
             async with asyncio.timeout(_START_SECONDS_MAX):
                 ready = await life.ready
@@ -116,8 +129,11 @@ class ChildRuntime:
         if isinstance(ready, NotReady):
             await self.kill()
             raise RuntimeUnavailable(ready.reason, ready.detail)
-        self.mechanisms = ready.mechanisms
-        return ready.report
+        bounds = await life.outside.bound(life.child.process_id, self._host_settings())
+        if life.is_over:
+            life.outside.clear()
+        self.mechanisms = (*ready.mechanisms, *bounds)
+        return life.outside.checked(ready.report, bounds, life.child.process_id)
 
     async def load(self, model: RuntimeModel) -> RuntimeLoaded | RuntimeFailure:
         """Bring a model into memory; the result is the same for all who ask meanwhile."""
@@ -128,6 +144,7 @@ class ChildRuntime:
             return RuntimeFailure("", Failure.RUNTIME_CRASHED, "the runtime does not run")
         if model.model_id not in life.loads:
             life.loads[model.model_id] = asyncio.get_running_loop().create_future()
+            life.outside.lend(model.folder)
             life.send(Load(model.model_id, str(model.folder), dict(model.options)))
             life.watch()
         return await asyncio.shield(life.loads[model.model_id])
@@ -189,21 +206,25 @@ class ChildRuntime:
             life.finish(number, RuntimeFailure(attempt_id, Failure.STOPPED))
 
     def suspend(self) -> None:
-        """Stop all threads of the program where they are."""
+        """Stop all threads of the program where they are; one that is starting as it begins."""
+        self._is_held = True
         if self._life is not None:
             self._life.is_suspended = True
             self._life.child.signal_group(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let them go on."""
+        self._is_held = False
         if self._life is not None:
             self._life.child.signal_group(signal.SIGCONT)
             self._life.is_suspended = False
 
     async def kill(self) -> None:
         """End the program, suspended or not; its attempts count as stopped."""
+        self._is_held = False
         if self._life is not None:
             self._life.is_unwanted = True
+            self._life.outside.hurry()
             await self._life.child.kill()
 
     def cpu_ms(self) -> int:
@@ -216,15 +237,30 @@ class ChildRuntime:
         assert self._life is not None
         return self._life.child.process_id
 
-    def _command(self) -> list[str]:
-        settings = HostSettings(
+    @property
+    def wrapping_faults(self) -> tuple[str, str]:
+        """Why the program is not wrapped, and why it has no user of its own; empty where it is."""
+        return self._life.outside.faults if self._life is not None else ("", "")
+
+    def _view(self) -> View:
+        sources = tuple(str(_SOURCE_FOLDER).split(os.pathsep))
+        return View(str(self._settings.models_folder), sources)
+
+    def _host_settings(self) -> HostSettings:
+        return HostSettings(
             slots=self._settings.slots,
             threads=self._settings.threads,
             memory_bytes=self._settings.memory_bytes,
             niceness=self._settings.niceness,
             models_folder=str(self._settings.models_folder),
-            agent_id=os.getpid(),
+            parent_id=os.getpid(),
         )
+
+    def _command(self) -> list[str]:
+        assert self._life is not None
+        return self._life.outside.command(self._host_settings(), self._program)
+
+    def _program(self, settings: HostSettings) -> list[str]:
         words = msgspec.json.encode(settings).decode()
         return [sys.executable, "-P", "-m", _PROGRAM, self._kind, words]
 
@@ -278,8 +314,9 @@ class _Life:
     to stop, is ended as a crash.
     """
 
-    def __init__(self, on_exit: Callable[[str], None]) -> None:
+    def __init__(self, on_exit: Callable[[str], None], outside: Outside) -> None:
         self._on_exit = on_exit
+        self.outside = outside
         self.child = ChildProcess(self._take, self._end)
         self.ready: asyncio.Future[Ready | NotReady] = asyncio.get_running_loop().create_future()
         self.loads: dict[str, asyncio.Future[RuntimeLoaded | RuntimeFailure]] = {}
@@ -389,6 +426,7 @@ class _Life:
     def _end(self, exit_code: int) -> None:
         """The program is gone: so is everything that was expected of it."""
         self.is_over = True
+        self.outside.clear()
         if self._next_look is not None:
             self._next_look.cancel()
         reason = Failure.STOPPED if self.is_unwanted else Failure.RUNTIME_CRASHED

@@ -9,6 +9,7 @@ from typing import Final
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 PR_SET_PDEATHSIG, PR_GET_PDEATHSIG = 1, 2
+PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
 PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 38, 39
@@ -64,16 +65,29 @@ def leave_network() -> tuple[str, ...]:
     return ("network_namespace",) if _unshare(_CLONE_NEWNET | _CLONE_NEWIPC) else ()
 
 
+def become(user_id: int, group_id: int) -> None:
+    """Be another user in one group only, for good. Raises OSError where that isn't allowed."""
+    _narrow_bounds()
+    os.setgroups([])
+    os.setresgid(group_id, group_id, group_id)
+    os.setresuid(user_id, user_id, user_id)
+
+
 def drop_capabilities() -> None:
     """Give up every capability, for this process and for all that it might start."""
+    _narrow_bounds()
+    header, sets = _capability_arguments()
+    _checked(_LIBC.capset(ctypes.byref(header), ctypes.byref(sets)))
+
+
+def _narrow_bounds() -> None:
+    """Let no program that this process might start get a capability."""
     for capability in range(CAPABILITY_LAST + 1):
         try:
             control_process(PR_CAPBSET_DROP, capability)
         except OSError:
             # The kernel knows fewer of them, or the process wasn't privileged to begin with.
             break
-    header, sets = _capability_arguments()
-    _checked(_LIBC.capset(ctypes.byref(header), ctypes.byref(sets)))
 
 
 def has_capabilities() -> bool:

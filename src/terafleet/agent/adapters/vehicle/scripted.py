@@ -1,6 +1,7 @@
 """A car that follows a timetable: for demonstrations and tests.
 
-Quality: it has the real interface and real time, and no car behind it.
+Quality: it has the real interface and real time, and no car behind it. It passes the contract
+suite of vehicle adapters, in virtual time.
 """
 
 import asyncio
@@ -9,6 +10,8 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from terafleet.agent.adapters.vehicle.timetable import Timetable, Turn, turns
+from terafleet.agent.place_clock import utc_offset_ms
+from terafleet.agent.readings_check import clean
 from terafleet.core.readings import Readings
 from terafleet.core.units import MS_PER_S
 from terafleet.engine.clock import Clock
@@ -70,10 +73,15 @@ class ScriptedVehicle:
                     self._cut_link(upcoming.cut_link_ms)
                 upcoming = next(coming, None)
             if is_turned or elapsed_ms >= sample_due_ms:
-                deliver(msgspec.structs.replace(readings, at_ms=begin_ms + elapsed_ms))
+                deliver(_sample(readings, begin_ms + elapsed_ms))
                 sample_due_ms = elapsed_ms - elapsed_ms % self._sample_ms + self._sample_ms
             await self._sleep(self._pause_ms(elapsed_ms, sample_due_ms, upcoming) / MS_PER_S)
 
     def _pause_ms(self, elapsed_ms: int, sample_due_ms: int, upcoming: Turn | None) -> int:
         due_ms = sample_due_ms if upcoming is None else min(sample_due_ms, upcoming.at_ms)
         return max(1, due_ms - elapsed_ms)
+
+
+def _sample(readings: Readings, at_ms: int) -> Readings:
+    stamped = msgspec.structs.replace(readings, at_ms=at_ms, utc_offset_ms=utc_offset_ms(at_ms))
+    return clean(stamped)

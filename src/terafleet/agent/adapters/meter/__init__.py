@@ -1,0 +1,1 @@
+"""What measures the energy of the car's computer."""
