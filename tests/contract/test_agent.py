@@ -21,7 +21,7 @@ from terafleet.agent.identity import Identity, enrol, load_identity
 from terafleet.agent.model_disk import ModelDisk
 from terafleet.agent.ports import Runtime, RuntimeFailure
 from terafleet.agent.results import address_name
-from terafleet.agent.service import Adapters, Agent, guard_codec
+from terafleet.agent.service import Adapters, Agent, by_wall_clock, guard_codec
 from terafleet.agent.settings import AgentSettings, load_settings
 from terafleet.agent.status import AgentStatus, read_status
 from terafleet.bus.adapters.memory import MemoryBroker, MemoryBus
@@ -30,6 +30,7 @@ from terafleet.core import guard_events as ev
 from terafleet.core.guard_effects import GuardState
 from terafleet.core.ids import WHOLE_LEASE, Epoch, LeaseId, ReceiptId, WorkUnitId, output_name
 from terafleet.core.policy import OwnerPolicy, YieldPolicy
+from terafleet.core.readings import Readings
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.engine.adapters.sqlite import SqliteStore
 from terafleet.engine.clock import Clock
@@ -496,3 +497,10 @@ async def test_a_record_that_can_not_be_read_is_set_aside(world: World) -> None:
         await asyncio.wait({running})
     assert (world.folder / "record.unreadable" / "record.sqlite").exists()
     assert "record_set_aside" in [line["event"] for line in lines]
+
+
+def test_hours_follow_the_clock_on_the_wall() -> None:
+    sample = Readings(1_000, utc_offset_ms=3_600_000)
+    assert by_wall_clock(sample, 400) is sample, "two clocks are never quite alike"
+    day_ms = 86_400_000
+    assert by_wall_clock(sample, -day_ms - 300).utc_offset_ms == 3_600_000 - day_ms

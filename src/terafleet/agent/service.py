@@ -380,7 +380,7 @@ class Agent:
         """A sample was taken: what can't be true is missing."""
         plausible = clean(readings)
         self._recording.take(plausible)
-        self._sampling.take(plausible)
+        self._sampling.take(by_wall_clock(plausible, self.clock.wall_ahead_ms()))
         self._attempts.energy.take()
 
     def _page_sources(self) -> PageSources:
@@ -420,6 +420,19 @@ class Agent:
 
     def _readings_changed(self, readings: Readings) -> None:
         self._engine.submit(ev.ReadingsChanged(self.clock.now_ms(), readings))
+
+
+def by_wall_clock(readings: Readings, ahead_ms: int) -> Readings:
+    """The sample with what the wall clock is ahead of the agent's added to the place's offset.
+
+    The agent's clock never goes back, so one start with a clock in the future leaves it ahead;
+    the owner's hours are those of the clock on the wall.
+    """
+    whole_ms = round(ahead_ms / MS_PER_S) * MS_PER_S
+    if not whole_ms:
+        return readings
+    offset_ms = readings.utc_offset_ms + whole_ms
+    return msgspec.structs.replace(readings, utc_offset_ms=offset_ms)
 
 
 def runtime_memory_mb(settings: AgentSettings) -> int:
