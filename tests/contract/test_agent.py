@@ -21,7 +21,7 @@ from terafleet.agent.identity import Identity, enrol, load_identity
 from terafleet.agent.model_disk import ModelDisk
 from terafleet.agent.ports import Runtime, RuntimeFailure
 from terafleet.agent.results import address_name
-from terafleet.agent.service import Adapters, Agent, by_wall_clock, guard_codec
+from terafleet.agent.service import Adapters, Agent, guard_codec
 from terafleet.agent.settings import AgentSettings, load_settings
 from terafleet.agent.status import AgentStatus, read_status
 from terafleet.bus.adapters.memory import MemoryBroker, MemoryBus
@@ -30,7 +30,6 @@ from terafleet.core import guard_events as ev
 from terafleet.core.guard_effects import GuardState
 from terafleet.core.ids import WHOLE_LEASE, Epoch, LeaseId, ReceiptId, WorkUnitId, output_name
 from terafleet.core.policy import OwnerPolicy, YieldPolicy
-from terafleet.core.readings import Readings
 from terafleet.core.reasons import Failure, LeaseEnding, Refusal
 from terafleet.engine.adapters.sqlite import SqliteStore
 from terafleet.engine.clock import Clock
@@ -413,39 +412,6 @@ async def test_a_fenced_agent_drops_its_leases(world: World) -> None:
         assert f"stop {lease}-0" in runtime.asked
 
 
-async def test_a_changed_policy_holds_at_once(world: World) -> None:
-    async with world.agent() as agent:
-        await world.is_permitting(agent)
-        file = world.folder / "owner.toml"
-        file.write_text("is_paused = true\n")
-        await until(lambda: Refusal.OWNER_PAUSED in agent.guard.refusals)
-        file.write_text("is_paused = 3\n")
-        agent.reload_policy()
-        assert agent.status().policy_faults, "what can't be read changes nothing"
-        assert Refusal.OWNER_PAUSED in agent.guard.refusals
-        file.unlink()
-        await world.is_permitting(agent)
-        assert not agent.status().policy_faults
-
-
-async def test_a_policy_of_the_fleet_holds_where_the_owner_says_nothing(world: World) -> None:
-    async with world.agent() as agent:
-        await world.is_permitting(agent)
-        world.plane.say(wire.SetPolicy(Epoch(7), b'{"is_paused": true}'))
-        world.plane.say(wire.SetPolicy(Epoch(1), b'{"is_paused": true}'))
-        await until(lambda: Refusal.OWNER_PAUSED in agent.guard.refusals)
-        world.plane.say(wire.SetPolicy(Epoch(1), b"no table"))
-        await until(lambda: agent.status().policy_faults)
-        assert Refusal.OWNER_PAUSED in agent.guard.refusals, "nonsense changes nothing"
-        world.plane.say(wire.SetPolicy(Epoch(1), b'{"is_paused": true}'))
-        (world.folder / "owner.toml").write_text("is_paused = false\n")
-        await world.is_permitting(agent)
-        (world.folder / "owner.toml").unlink()
-        await until(lambda: Refusal.OWNER_PAUSED in agent.guard.refusals)
-        world.plane.say(wire.SetPolicy(Epoch(1), b""))
-        await world.is_permitting(agent)
-
-
 def prepared_folder(world: World) -> AgentSettings:
     """The settings of a car whose folder has all that it needs."""
     (world.folder / "timetable.toml").write_text("[[steps]]\nat_s = 0\nis_parked = true\n")
@@ -497,10 +463,3 @@ async def test_a_record_that_can_not_be_read_is_set_aside(world: World) -> None:
         await asyncio.wait({running})
     assert (world.folder / "record.unreadable" / "record.sqlite").exists()
     assert "record_set_aside" in [line["event"] for line in lines]
-
-
-def test_hours_follow_the_clock_on_the_wall() -> None:
-    sample = Readings(1_000, utc_offset_ms=3_600_000)
-    assert by_wall_clock(sample, 400) is sample, "two clocks are never quite alike"
-    day_ms = 86_400_000
-    assert by_wall_clock(sample, -day_ms - 300).utc_offset_ms == 3_600_000 - day_ms
