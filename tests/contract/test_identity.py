@@ -71,6 +71,7 @@ async def test_a_car_enrols_with_a_key_that_it_keeps_to_itself(
     identity = loaded(folder)
     assert identity.enrolment.vehicle_id == VEHICLE
     assert identity.enrolment.gateway_url == gateway.url
+    assert identity.enrolment.name == "a car"
     credentials = identity.credentials()
     assert credentials.jwt == "first"
     public_key = Ed25519PublicKey.from_public_bytes(
@@ -160,6 +161,7 @@ async def test_a_renewal_is_signed_by_the_cars_key_and_kept(
     assert identity.credentials().jwt == "second"
     assert loaded(tmp_path).credentials().jwt == "second"
     assert loaded(tmp_path).enrolment.gateway_url == gateway.url
+    assert loaded(tmp_path).enrolment.name == identity.enrolment.name != ""
 
 
 async def test_a_renewal_for_another_car_is_refused(gateway: FakeGateway, tmp_path: Path) -> None:

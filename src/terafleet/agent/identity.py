@@ -73,10 +73,14 @@ class IdentityRefused(msgspec.Struct, frozen=True):
 
 
 class KeptEnrolment(Enrolment, frozen=True):
-    """The enrolment as it is kept: with the gateway it came from, and when (seconds since 1970)."""
+    """The enrolment as it is kept: with the gateway it came from, and when (seconds since 1970).
+
+    `name` is what people called the car when it joined.
+    """
 
     gateway_url: str = ""
     obtained_s: int = 0
+    name: str = ""
 
 
 async def enrol(
@@ -107,7 +111,7 @@ async def enrol(
     if fault:
         return IdentityRefused(GATEWAY_ODD, fault)
     try:
-        _keep(data_folder, _kept(enrolment, gateway_url, round(wall_s())))
+        _keep(data_folder, _kept(enrolment, gateway_url, round(wall_s()), name))
     except OSError as error:
         return IdentityRefused(FOLDER_UNUSABLE, f"{data_folder}: {error.strerror}")
     return enrolment
@@ -173,7 +177,7 @@ class Identity:
         fault = enrolment_fault(enrolment)
         if fault or enrolment.vehicle_id != vehicle_id:
             return GatewayFault(GATEWAY_ODD, fault or "the enrolment of another car")
-        self._kept = _kept(enrolment, self._kept.gateway_url, at_s)
+        self._kept = _kept(enrolment, self._kept.gateway_url, at_s, self._kept.name)
         try:
             _keep(self._data_folder, self._kept)
         except OSError as error:
@@ -223,11 +227,12 @@ def enrolment_fault(enrolment: Enrolment) -> str:
     return ""
 
 
-def _kept(enrolment: Enrolment, gateway_url: str, obtained_s: int) -> KeptEnrolment:
+def _kept(enrolment: Enrolment, gateway_url: str, obtained_s: int, name: str) -> KeptEnrolment:
     return KeptEnrolment(
         **{name: getattr(enrolment, name) for name in Enrolment.__struct_fields__},
         gateway_url=gateway_url,
         obtained_s=obtained_s,
+        name=name,
     )
 
 

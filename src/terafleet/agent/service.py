@@ -245,7 +245,7 @@ class Agent:
             boot_id=self.link.boot_id,
             agent_version=__version__,
             vehicle_id=self._identity.enrolment.vehicle_id,
-            name=self._settings.name,
+            name=self._settings.name or self._identity.enrolment.name,
             state=self.guard.state,
             refusals=self.guard.refusals,
             is_connected=self.link.is_connected,
