@@ -1,4 +1,4 @@
-"""Waits for an event or for a time, whichever comes first, on any clock's sleep."""
+"""Waits for one of several things, whichever comes first, on any clock's sleep."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,14 +9,19 @@ Sleep = Callable[[float], Awaitable[None]]
 
 async def wait_at_most(event: asyncio.Event, pause_s: float, sleep: Sleep) -> None:
     """Return when `event` is set or `pause_s` seconds are over."""
-    waits = {asyncio.ensure_future(event.wait()), asyncio.ensure_future(sleep(pause_s))}
+    await until_one_ends(event.wait(), sleep(pause_s))
+
+
+async def until_one_ends(*waits: Awaitable[object]) -> None:
+    """Do all at once until one ends, end the others, and raise what ended it."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for wait in waits:
-            wait.cancel()
+        for task in tasks:
+            task.cancel()
         # A sleep that failed is a bug of its clock, and must not be lost.
-        await asyncio.gather(*waits, return_exceptions=True)
-    for wait in waits:
-        if not wait.cancelled():
-            wait.result()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()

@@ -11,8 +11,8 @@ can't be seen. It asks for no position.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import msgspec
 import structlog
@@ -28,7 +28,7 @@ from terafleet.agent.adapters.vehicle.kuksa_connection import (
 from terafleet.agent.adapters.vehicle.kuksa_signals import SignalTable, Value
 from terafleet.agent.kuksa_settings import KuksaSettings
 from terafleet.agent.place_clock import PlaceOffset, utc_offset_ms
-from terafleet.agent.waking import Sleep, wait_at_most
+from terafleet.agent.waking import Sleep, until_one_ends, wait_at_most
 from terafleet.core.readings import Readings
 from terafleet.core.units import MS_PER_S
 from terafleet.engine.clock import Clock
@@ -82,7 +82,7 @@ class KuksaVehicle:
     async def run(self, deliver: Callable[[Readings], None]) -> None:
         """Deliver a sample each interval and at once at each change, until cancelled."""
         self._forget()
-        await _until_one_ends(self._follow(), self._deliver(deliver))
+        await until_one_ends(self._follow(), self._deliver(deliver))
 
     def _forget(self) -> None:
         self._values: dict[str, Value] = {}
@@ -152,7 +152,7 @@ class KuksaVehicle:
                 urgent = tuple(path for path in survey.said if self._table.is_urgent(path))
                 if urgent:
                     deeds.append(self._listen(broker, urgent))
-                await _until_one_ends(*deeds)
+                await until_one_ends(*deeds)
         except BrokerLost as lost:
             return lost
         raise AssertionError("a broker is followed until it is lost")
@@ -224,17 +224,3 @@ def reconnect_pause_ms(failures: int, chance: float) -> float:
 
 def _says_the_same(sample: Readings, told: Readings | None) -> bool:
     return told is not None and msgspec.structs.replace(told, at_ms=sample.at_ms) == sample
-
-
-async def _until_one_ends(*deeds: Coroutine[Any, Any, None]) -> None:
-    """Do all at once until one ends, end the others, and raise what ended it."""
-    tasks = [asyncio.create_task(deed) for deed in deeds]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in tasks:
-        if not task.cancelled():
-            task.result()
