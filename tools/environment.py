@@ -242,7 +242,7 @@ def install_packages(uv: str, is_same_place: bool) -> None:
             "the virtual environment .venv could not be made; what went wrong stands above.",
             *(uv, "venv", "--quiet", "--clear", "--no-project", "--python", python, ENVIRONMENT),
         )
-    say(f"installing {package_count()} packages; the first time this fetches about 300 MB")
+    say(f"installing {package_count()} packages; the first time this fetches some hundred MB")
     run(
         "the packages could not be installed. Is there a network, and room on the disk? What "
         "went wrong stands above. What was fetched is kept: run the same command again.",

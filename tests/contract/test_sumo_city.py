@@ -137,7 +137,7 @@ def test_without_libsumo_there_is_no_city(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def _sumo() -> None:
-    pytest.importorskip("libsumo", reason="needs libsumo, which terafleet[sumo] brings (262 MB)")
+    pytest.importorskip("libsumo", reason="needs libsumo, which terafleet[sumo] brings (310 MB)")
 
 
 @pytest.fixture

@@ -44,7 +44,10 @@ OF_WRAPPING = {
 OF_AGENT = {"has_idle_priority"}
 """What the agent does to a process and sees itself."""
 bubblewrap = pytest.mark.debian_package("bubblewrap", program="bwrap")
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a program a user")
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0,
+    reason="only root can give a program a user of its own; all other walls are tried for anybody",
+)
 
 
 def run_script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -194,7 +197,10 @@ def test_a_crash_leaves_no_core(tmp_path: Path) -> None:
         dumped = [is_core_dumped(command, tmp_path) for command in (free, kept, wrapped)]
     assert dumped[1:] == [False, False]
     if not dumped[0]:
-        pytest.skip("this computer keeps no cores anyway, which leaves it open who prevents them")
+        pytest.skip(
+            "the kernel keeps no core of any program here, so that none is kept of this one "
+            "would show nothing (its limit of 0 is tried from inside)"
+        )
 
 
 def is_core_dumped(command: list[str], folder: Path) -> bool:
